@@ -1,0 +1,1 @@
+"""Configurations, models, layers and losses. Flat, because these files are copied into every Hub repository."""

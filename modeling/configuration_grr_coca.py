@@ -1,0 +1,358 @@
+"""GRR-CoCa configuration and its presets.
+
+One code base covers three families:
+
+- **GRR-CoCa** (arXiv 2507.18009): GEGLU, RMSNorm and RoPE in the ViT and in both text decoders.
+- **Baseline CoCa**, the paper's comparison: the same decoders with CoCa's original ViT.
+- **CoCa** (arXiv 2205.01917) in open_clip's layout, for which public weights exist.
+
+The abstract of GRR-CoCa is public knowledge; its dimensions and recipe are not known to us. Every such open point is a
+field below, with our default; `docs/grr_coca.md` lists them.
+"""
+
+import math
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+def _check_heads(hidden_size: int, num_heads: int, size_name: str, heads_name: str) -> None:
+    if hidden_size % num_heads != 0:
+        raise ValueError(f"`{size_name}` must be a multiple of `{heads_name}`, got {hidden_size} and {num_heads}.")
+
+
+def _check_rope(head_dim: int, position_embedding_type: str) -> None:
+    # 1-D RoPE rotates pairs of channels; the axial form splits a head into a row half and a column half first.
+    divisor = {"rope_1d": 2, "rope_2d": 4}.get(position_embedding_type, 1)
+    if head_dim % divisor != 0:
+        raise ValueError(
+            f'`position_embedding_type="{position_embedding_type}"` needs a head size that is a multiple of {divisor}, '
+            f"got {head_dim}. Change `hidden_size` or `num_attention_heads`."
+        )
+
+
+@strict
+class GrrCocaVisionConfig(PreTrainedConfig):
+    r"""Configuration of [`GrrCocaVisionModel`]: a ViT and the attentional poolers on top of it.
+
+    Args:
+        hidden_size (`int`, defaults to 768): Width of the ViT.
+        intermediate_size (`int`, defaults to 3072): Inner width of the feed-forward layers (of each branch, if gated).
+        num_hidden_layers (`int`, defaults to 12): Number of ViT blocks.
+        num_attention_heads (`int`, defaults to 12): Attention heads per block.
+        num_channels (`int`, defaults to 3): Channels of the images.
+        image_size (`int`, defaults to 224): Height and width of the images, in pixels.
+        patch_size (`int`, defaults to 16): Height and width of a patch, in pixels.
+        norm_type (`"rmsnorm"` or `"layernorm"`): Normalisation of blocks and poolers. GRR-CoCa: RMSNorm.
+        norm_eps (`float`, defaults to 1e-6): Added to the variance. Open in the paper.
+        mlp_type (`"geglu"` or `"gelu"`): Gated or plain feed-forward layer, exact (erf) GELU. GRR-CoCa: GEGLU.
+        mlp_bias (`bool`, defaults to `True`): Biases in the feed-forward layers. Open in the paper.
+        attention_bias (`bool`, defaults to `True`): Biases of the query, key, value and output projections.
+        position_embedding_type (`"rope_1d"`, `"rope_2d"` or `"learned"`):
+            RoPE over the flattened patch sequence, axial RoPE over rows and columns, or an absolute table added once
+            (the original ViT). Which RoPE GRR-CoCa uses is open; 1-D is the default.
+        rope_theta (`float`, defaults to 10000.0): Base of the rotary frequencies.
+        rope_placement (`"post_proj"` or `"pre_proj"`):
+            Rotate queries and keys after their projections (standard), or the normed hidden states before them (what a
+            predecessor project of the authors did). Open in the paper.
+        use_cls_token (`bool`, defaults to `False`): Prepend a class token. Open in the paper; pooling is attentional.
+        pre_layernorm (`bool`, defaults to `False`): Normalise embeddings before the first block (open_clip).
+        patch_bias (`bool`, defaults to `True`): Bias of the patch convolution. open_clip has none.
+        pooler_type (`"cascade"`, `"parallel"` or `"open_clip"`):
+            `cascade` (CoCa's default): the contrastive pooler reads the output of the caption pooler. `parallel`: it
+            reads the patch states. `open_clip`: one pooler, whose token 0 is the image embedding, the others the
+            memory of the text decoder.
+        num_caption_queries (`int`, defaults to 256): Queries of the caption pooler (CoCa section 3.2).
+        pooler_hidden_size (`int`, *optional*): Width of the poolers, equal to the text width. Default: `hidden_size`.
+        num_pooler_heads (`int`, *optional*): Heads of the poolers. Default: `num_attention_heads`.
+        attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities while training.
+        hidden_dropout (`float`, defaults to 0.0): Dropout after attention and feed-forward layers while training.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of initial weights.
+    """
+
+    model_type = "grr_coca_vision_model"
+    base_config_key = "vision_config"
+    base_model_fsdp_plan = None
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-6
+    mlp_type: Literal["geglu", "gelu"] = "geglu"
+    mlp_bias: bool = True
+    attention_bias: bool = True
+    position_embedding_type: Literal["rope_1d", "rope_2d", "learned"] = "rope_1d"
+    rope_theta: float | int = 10000.0
+    rope_placement: Literal["post_proj", "pre_proj"] = "post_proj"
+    use_cls_token: bool = False
+    pre_layernorm: bool = False
+    patch_bias: bool = True
+    pooler_type: Literal["cascade", "parallel", "open_clip"] = "cascade"
+    num_caption_queries: int = 256
+    pooler_hidden_size: int | None = None
+    num_pooler_heads: int | None = None
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.pooler_hidden_size is None:
+            self.pooler_hidden_size = self.hidden_size
+        if self.num_pooler_heads is None:
+            self.num_pooler_heads = self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Check that sizes divide as attention, RoPE and the patch grid need."""
+        _check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        _check_heads(self.pooler_hidden_size, self.num_pooler_heads, "pooler_hidden_size", "num_pooler_heads")
+        _check_rope(self.hidden_size // self.num_attention_heads, self.position_embedding_type)
+        if self.image_size % self.patch_size != 0:
+            raise ValueError(
+                f"`image_size` must be a multiple of `patch_size`, got {self.image_size} and {self.patch_size}."
+            )
+        if self.pooler_type == "open_clip" and self.num_caption_queries < 2:
+            raise ValueError(
+                '`pooler_type="open_clip"` spends one query on the image embedding, so `num_caption_queries` must be '
+                f"at least 2, got {self.num_caption_queries}."
+            )
+
+
+@strict
+class GrrCocaTextConfig(PreTrainedConfig):
+    r"""Configuration of the unimodal and the multimodal text decoder, which share width and layer type.
+
+    Args:
+        vocab_size (`int`, defaults to 49408): Size of the vocabulary (CLIP's BPE by default; open in the paper).
+        hidden_size (`int`, defaults to 768): Width of both decoders.
+        intermediate_size (`int`, defaults to 3072): Inner width of the feed-forward layers.
+        num_unimodal_layers (`int`, defaults to 12): Layers without cross-attention.
+        num_multimodal_layers (`int`, defaults to 12): Layers with cross-attention to the image tokens.
+        num_attention_heads (`int`, defaults to 12): Attention heads per layer.
+        max_position_embeddings (`int`, defaults to 76): Longest text in tokens, BOS and EOS included, CLS not.
+        norm_type, norm_eps, mlp_type, mlp_bias, attention_bias, rope_theta, rope_placement, attention_dropout,
+            hidden_dropout, initializer_range: as in [`GrrCocaVisionConfig`].
+        position_embedding_type (`"rope_1d"` or `"learned"`): RoPE, or an absolute table (original CoCa).
+        cls_position (`"num_tokens"` or `"fixed"`):
+            Position of the appended CLS token: the number of real tokens, or always `max_position_embeddings`.
+        cls_mask_mode (`"correct"` or `"legacy"`):
+            `legacy` reproduces the mask that open_clip's released weights were trained with: shifted by one, the CLS
+            row sees the first padding position and not itself.
+        multimodal_layer_type (`"coca"` or `"open_clip"`):
+            `coca`: self-attention, cross-attention, feed-forward. `open_clip`: two complete blocks, each with a
+            feed-forward layer of its own, and a norm on the image tokens.
+        use_cache (`bool`, defaults to `True`): Cache keys and values while generating.
+        pad_token_id, bos_token_id, eos_token_id (`int`): Ids of the special tokens.
+    """
+
+    model_type = "grr_coca_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_unimodal_layers: int = 12
+    num_multimodal_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 76
+    norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-6
+    mlp_type: Literal["geglu", "gelu"] = "geglu"
+    mlp_bias: bool = True
+    attention_bias: bool = True
+    position_embedding_type: Literal["rope_1d", "learned"] = "rope_1d"
+    rope_theta: float | int = 10000.0
+    rope_placement: Literal["post_proj", "pre_proj"] = "post_proj"
+    cls_position: Literal["num_tokens", "fixed"] = "num_tokens"
+    cls_mask_mode: Literal["correct", "legacy"] = "correct"
+    multimodal_layer_type: Literal["coca", "open_clip"] = "coca"
+    use_cache: bool = True
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 49406
+    eos_token_id: int | list[int] | None = 49407
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers with self-attention: what a key-value cache must hold."""
+        return self.num_unimodal_layers + self.num_multimodal_layers
+
+    def validate_architecture(self):
+        """Check that sizes divide as attention and RoPE need, and that there is a layer of each kind."""
+        _check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        _check_rope(self.hidden_size // self.num_attention_heads, self.position_embedding_type)
+        for name in ("num_unimodal_layers", "num_multimodal_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.cls_mask_mode == "legacy" and self.pad_token_id is None:
+            raise ValueError('`cls_mask_mode="legacy"` looks at a padding token, but `pad_token_id` is None.')
+
+
+@strict
+class GrrCocaConfig(PreTrainedConfig):
+    r"""Configuration of [`GrrCocaModel`] and [`GrrCocaForConditionalGeneration`].
+
+    Args:
+        vision_config (`GrrCocaVisionConfig` or `dict`, *optional*): The image side.
+        text_config (`GrrCocaTextConfig` or `dict`, *optional*): The text side.
+        projection_dim (`int`, *optional*): Width of the joint embedding. Default: the text width.
+        logit_scale_init_value (`float`): Initial log of the inverse temperature; ln(1/0.07), CoCa section 4.1.
+        logit_scale_max (`float`): Training clamps the log scale to [0, this]; ln 100.
+        contrastive_loss_weight (`float`, defaults to 1.0): Weight of the contrastive loss; CoCa eq. (4).
+        caption_loss_weight (`float`, defaults to 2.0): Weight of the captioning loss; CoCa eq. (4).
+        contrastive_reduction (`"mean"` or `"sum"`):
+            How the image-to-text and text-to-image terms combine. CoCa eq. (2) sums them, open_clip takes the mean.
+        tie_word_embeddings (`bool`, defaults to `False`): Share the token embedding with the output layer.
+
+    Example:
+
+    ```python
+    >>> from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration
+
+    >>> config = GrrCocaConfig.from_preset("grr-coca-tiny")
+    >>> model = GrrCocaForConditionalGeneration(config)
+    ```
+    """
+
+    model_type = "grr_coca"
+    sub_configs_defaults = {"vision_config": GrrCocaVisionConfig, "text_config": GrrCocaTextConfig}  # noqa: RUF012
+    base_model_fsdp_plan = None
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projection_dim: int | None = None
+    logit_scale_init_value: float | int = math.log(1 / 0.07)
+    logit_scale_max: float | int = math.log(100)
+    contrastive_loss_weight: float | int = 1.0
+    caption_loss_weight: float | int = 2.0
+    contrastive_reduction: Literal["mean", "sum"] = "mean"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.projection_dim is None:
+            self.projection_dim = self.text_config.hidden_size
+
+    def validate_widths(self):
+        """The text decoder reads the pooled image tokens, so both must be equally wide."""
+        if self.vision_config.pooler_hidden_size != self.text_config.hidden_size:
+            raise ValueError(
+                "`vision_config.pooler_hidden_size` must equal `text_config.hidden_size`, got "
+                f"{self.vision_config.pooler_hidden_size} and {self.text_config.hidden_size}."
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "GrrCocaConfig":
+        """Build the configuration of a named preset.
+
+        Args:
+            name (`str`): One of `GRR_COCA_PRESETS`.
+            overrides: Fields to change; `vision_config` and `text_config` dicts are merged into the preset's.
+
+        Raises:
+            ValueError: If no preset has this name, or an override is not a field of the configuration.
+        """
+        if name not in GRR_COCA_PRESETS:
+            raise ValueError(f"Unknown preset {name!r}. Available: {', '.join(sorted(GRR_COCA_PRESETS))}.")
+        fields = {key: dict(value) if isinstance(value, dict) else value for key, value in GRR_COCA_PRESETS[name].items()}
+        for key, value in overrides.items():
+            target = cls.sub_configs.get(key)
+            known = target.__dataclass_fields__ if target else cls.__dataclass_fields__
+            for field in value if target else (key,):
+                if field not in known:
+                    raise ValueError(f"`{field}` is not a field of {(target or cls).__name__}.")
+            fields[key] = {**fields[key], **value} if target else value
+        return cls(**fields)
+
+
+# width, heads of each tower; layers; image and patch size in pixels; queries of the caption pooler
+_SIZES = {
+    # Small enough for a CPU: the demo's size.
+    "tiny": {"hidden_size": 192, "heads": 3, "vision_layers": 4, "text_layers": 2, "image_size": 96, "patch_size": 12, "queries": 32},
+    # Dimensions of CoCa-Base at ViT-B/16's resolution.
+    "base": {"hidden_size": 768, "heads": 12, "vision_layers": 12, "text_layers": 12, "image_size": 224, "patch_size": 16, "queries": 256},
+    # Dimensions of CoCa-Large at ViT-L/14's resolution.
+    "large": {"hidden_size": 1024, "heads": 16, "vision_layers": 24, "text_layers": 12, "image_size": 224, "patch_size": 14, "queries": 256},
+}  # fmt: skip
+
+_ORIGINAL_VIT = {"norm_type": "layernorm", "norm_eps": 1e-5, "mlp_type": "gelu", "position_embedding_type": "learned"}
+_ORIGINAL_TEXT = {
+    **_ORIGINAL_VIT,
+    "cls_position": "fixed",
+    "cls_mask_mode": "legacy",
+    "multimodal_layer_type": "open_clip",
+}
+_OPEN_CLIP_VIT = {
+    **_ORIGINAL_VIT,
+    "use_cls_token": True,
+    "pre_layernorm": True,
+    "patch_bias": False,
+    "pooler_type": "open_clip",
+}
+
+
+def _gated_width(width: int) -> int:
+    """Inner width at which a gated layer has the parameters of a plain one of 4 x width: 8/3 x width, to a multiple of 8."""
+    return round(8 * width / 3 / 8) * 8
+
+
+def _preset(family: str, size: str, iso_parameter: bool = False) -> dict:
+    """One preset as plain data. `iso_parameter` narrows gated layers to 8/3 x width instead of 4 x width."""
+    dims = _SIZES[size]
+    width = dims["hidden_size"]
+    gated = _gated_width(width) if iso_parameter else 4 * width
+    vision = {
+        "hidden_size": width,
+        "num_hidden_layers": dims["vision_layers"],
+        "num_attention_heads": dims["heads"],
+        "intermediate_size": gated if family == "grr-coca" else 4 * width,
+        "image_size": dims["image_size"],
+        "patch_size": dims["patch_size"],
+        "num_caption_queries": dims["queries"],
+    }
+    text = {
+        "hidden_size": width,
+        "num_unimodal_layers": dims["text_layers"],
+        "num_multimodal_layers": dims["text_layers"],
+        "num_attention_heads": dims["heads"],
+        "intermediate_size": 4 * width if family == "coca" else gated,
+    }
+    if family == "baseline-coca":
+        vision |= _ORIGINAL_VIT
+    elif family == "coca":
+        vision |= _OPEN_CLIP_VIT
+        text |= _ORIGINAL_TEXT
+    return {"vision_config": vision, "text_config": text}
+
+
+def _laion_preset(vision: dict, text: dict) -> dict:
+    """The layout of LAION's released CoCa checkpoints (open_clip's `coca_ViT-*` configurations)."""
+    return {
+        "vision_config": {**_OPEN_CLIP_VIT, "image_size": 224, "num_pooler_heads": 8, **vision},
+        "text_config": {**_ORIGINAL_TEXT, "num_unimodal_layers": 12, "num_multimodal_layers": 12, **text},
+    }
+
+
+GRR_COCA_PRESETS: dict[str, dict] = {
+    **{f"{family}-{size}": _preset(family, size) for family in ("grr-coca", "baseline-coca", "coca") for size in _SIZES},
+    **{f"{family}-{size}-iso": _preset(family, size, True) for family in ("grr-coca", "baseline-coca") for size in _SIZES},
+    "coca-vit-b-32": _laion_preset(
+        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32, "pooler_hidden_size": 512},
+        {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+    ),
+    "coca-vit-l-14": _laion_preset(
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "pooler_hidden_size": 768},
+        {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    ),
+}  # fmt: skip
+
+
+__all__ = ["GRR_COCA_PRESETS", "GrrCocaConfig", "GrrCocaTextConfig", "GrrCocaVisionConfig"]

@@ -1,0 +1,303 @@
+"""Transformer parts shared by the models of this package.
+
+Every part reads its sizes from a config with transformers' usual field names (`hidden_size`, `num_attention_heads`,
+`intermediate_size`, ...) plus `norm_type`, `norm_eps`, `mlp_type`, `mlp_bias` and `attention_bias`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def build_norm(config, hidden_size: int | None = None) -> nn.Module:
+    """RMSNorm or LayerNorm over the last dimension, as `config.norm_type` says. Both compute statistics in fp32."""
+    norm_class = nn.RMSNorm if config.norm_type == "rmsnorm" else nn.LayerNorm
+    return norm_class(hidden_size or config.hidden_size, eps=config.norm_eps)
+
+
+class PlainFeedForward(nn.Module):
+    """Linear, exact GELU, linear: the feed-forward layer of the original ViT and CoCa."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
+
+
+class GatedFeedForward(nn.Module):
+    """GEGLU (Shazeer 2020, arXiv 2002.05202, eq. 6): down(GELU(gate(x)) * up(x)), with exact GELU."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(nn.functional.gelu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+def build_feed_forward(config) -> nn.Module:
+    """The feed-forward layer that `config.mlp_type` names."""
+    return GatedFeedForward(config) if config.mlp_type == "geglu" else PlainFeedForward(config)
+
+
+def rotary_angles(position_ids: torch.Tensor, dim: int, theta: float) -> torch.Tensor:
+    """Angles of one-dimensional RoPE (Su et al. 2021, arXiv 2104.09864, eq. 15).
+
+    Args:
+        position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Positions, in tokens.
+        dim (`int`): Channels to rotate; even.
+        theta (`float`): Base of the frequencies.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, sequence_length, dim / 2)`, fp32, in radians.
+    """
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device) / dim
+    return position_ids[..., None].float() * theta**-exponents
+
+
+def rotary_embedding(position_ids: torch.Tensor, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines for [`apply_rotary`].
+
+    Args:
+        position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)` or `(batch_size, sequence_length, axes)`):
+            Positions. With several axes (axial RoPE) each axis rotates an equal share of the channels.
+        head_dim (`int`): Channels of one attention head.
+        theta (`float`): Base of the frequencies.
+
+    Returns:
+        Two fp32 tensors of shape `(batch_size, 1, sequence_length, head_dim / 2)`.
+    """
+    if position_ids.ndim == 2:
+        position_ids = position_ids[..., None]
+    num_axes = position_ids.shape[-1]
+    angles = torch.cat([rotary_angles(axis, head_dim // num_axes, theta) for axis in position_ids.unbind(-1)], dim=-1)
+    angles = angles[:, None]
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate channel i with channel i + head_dim / 2 (the "half" pairing of transformers), in fp32.
+
+    Args:
+        states (`torch.Tensor` of shape `(batch_size, num_heads, sequence_length, head_dim)`): Queries or keys.
+        rotary: Cosines and sines from [`rotary_embedding`].
+    """
+    cos, sin = rotary
+    first, second = states.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention with fp32 softmax; the only implementation that returns its weights."""
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class Attention(nn.Module):
+    """Multi-head self- or cross-attention through transformers' attention interface.
+
+    Keys and values come from `key_value_states` if these are given (cross-attention) and from `hidden_states` otherwise.
+
+    Args:
+        config: Config of the owning model; names the attention implementation.
+        is_causal (`bool`): Whether a query may see later keys when no mask is given. Never true for cross-attention.
+        layer_idx (`int`, *optional*):
+            Index in the cache: dense from 0 over self-attention layers, and separately over cross-attention layers.
+        hidden_size, num_heads, key_value_size (`int`, *optional*):
+            Width of queries and output, number of heads, width of the key/value input. Default: the config's width.
+    """
+
+    def __init__(
+        self,
+        config,
+        is_causal: bool = False,
+        layer_idx: int | None = None,
+        hidden_size: int | None = None,
+        num_heads: int | None = None,
+        key_value_size: int | None = None,
+    ):
+        super().__init__()
+        hidden_size = hidden_size or config.hidden_size
+        key_value_size = key_value_size or hidden_size
+        self.config = config
+        self.is_causal = is_causal
+        self.layer_idx = layer_idx
+        self.head_dim = hidden_size // (num_heads or config.num_attention_heads)
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(key_value_size, hidden_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(key_value_size, hidden_size, bias=config.attention_bias)
+        self.out_proj = nn.Linear(hidden_size, hidden_size, bias=config.attention_bias)
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, length, head_dim)
+
+    def _self_attention_states(
+        self,
+        hidden_states: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        past_key_values: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rotated_states = hidden_states
+        if rotary is not None and self.config.rope_placement == "pre_proj":
+            rotated_states = apply_rotary(self._split_heads(hidden_states), rotary).transpose(1, 2).flatten(2)
+        query = self._split_heads(self.q_proj(rotated_states))
+        key = self._split_heads(self.k_proj(rotated_states))
+        value = self._split_heads(self.v_proj(hidden_states))
+        if rotary is not None and self.config.rope_placement == "post_proj":
+            query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        if past_key_values is not None:
+            if isinstance(past_key_values, EncoderDecoderCache):
+                past_key_values = past_key_values.self_attention_cache
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        return query, key, value
+
+    def _cross_attention_states(
+        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor, past_key_values: EncoderDecoderCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query = self._split_heads(self.q_proj(hidden_states))
+        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return query, cached.keys, cached.values
+        key = self._split_heads(self.k_proj(key_value_states))
+        value = self._split_heads(self.v_proj(key_value_states))
+        if past_key_values is not None:
+            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return query, key, value
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        is_cross_attention: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if is_cross_attention:
+            query, key, value = self._cross_attention_states(hidden_states, key_value_states, past_key_values)
+        else:
+            query, key, value = self._self_attention_states(hidden_states, rotary, past_key_values)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.out_proj(output.flatten(2)), weights  # (batch, length, heads, head_dim) -> (batch, length, width)
+
+
+class SelfAttentionBlock(GradientCheckpointingLayer):
+    """Pre-norm self-attention, then (unless `has_mlp` is false) a pre-norm feed-forward layer."""
+
+    def __init__(self, config, is_causal: bool = False, layer_idx: int | None = None, has_mlp: bool = True):
+        super().__init__()
+        self.layer_norm1 = build_norm(config)
+        self.self_attn = Attention(config, is_causal=is_causal, layer_idx=layer_idx)
+        self.layer_norm2 = build_norm(config) if has_mlp else None
+        self.mlp = build_feed_forward(config) if has_mlp else None
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(
+            self.layer_norm1(hidden_states),
+            attention_mask=attention_mask,
+            rotary=rotary,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        if self.mlp is not None:
+            hidden_states = hidden_states + self.dropout(self.mlp(self.layer_norm2(hidden_states)))
+        return hidden_states
+
+
+class CrossAttentionBlock(GradientCheckpointingLayer):
+    """Pre-norm cross-attention to a memory, then a pre-norm feed-forward layer.
+
+    Args:
+        config: Config of the owning model.
+        layer_idx (`int`): Index of this layer in the cross-attention cache.
+        norm_memory (`bool`): Whether this layer normalises the memory itself (open_clip's layout).
+    """
+
+    def __init__(self, config, layer_idx: int, norm_memory: bool = False):
+        super().__init__()
+        self.layer_norm1 = build_norm(config)
+        self.layer_norm_kv = build_norm(config) if norm_memory else None
+        self.cross_attn = Attention(config, layer_idx=layer_idx)
+        self.layer_norm2 = build_norm(config)
+        self.mlp = build_feed_forward(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        if self.layer_norm_kv is not None and encoder_hidden_states is not None:
+            encoder_hidden_states = self.layer_norm_kv(encoder_hidden_states)
+        attended, _ = self.cross_attn(
+            self.layer_norm1(hidden_states),
+            key_value_states=encoder_hidden_states,
+            past_key_values=past_key_values,
+            is_cross_attention=True,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.layer_norm2(hidden_states)))
+
+
+__all__ = [
+    "Attention",
+    "CrossAttentionBlock",
+    "GatedFeedForward",
+    "PlainFeedForward",
+    "SelfAttentionBlock",
+    "apply_rotary",
+    "build_feed_forward",
+    "build_norm",
+    "eager_attention_forward",
+    "rotary_embedding",
+]

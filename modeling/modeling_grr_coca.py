@@ -1,0 +1,1001 @@
+"""PyTorch GRR-CoCa, Baseline CoCa and CoCa: contrastive captioners with a vision tower and a split text decoder.
+
+Read from top to bottom: outputs, vision tower, the two halves of the text decoder, the dual encoder, the captioner.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_grr_coca import GrrCocaConfig, GrrCocaTextConfig, GrrCocaVisionConfig
+from .layers import Attention, CrossAttentionBlock, SelfAttentionBlock, build_norm, rotary_embedding
+from .losses import captioning_loss, contrastive_loss
+
+
+@dataclass
+class GrrCocaVisionOutput(BaseModelOutputWithPooling):
+    """Output of [`GrrCocaVisionModel`].
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`):
+            Patch states (after a class token, if there is one).
+        pooler_output (`torch.Tensor` of shape `(batch_size, pooler_hidden_size)`):
+            Contrastive pooling. From `get_image_features`: projected to `(batch_size, projection_dim)`, not normalised.
+        image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, pooler_hidden_size)`):
+            Caption pooling: what the multimodal decoder attends to.
+        hidden_states, attentions: Per layer, when asked for.
+    """
+
+    image_tokens: torch.Tensor | None = None
+
+
+@dataclass
+class GrrCocaOutput(ModelOutput):
+    """Output of [`GrrCocaModel`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, returned with `return_loss=True`): Contrastive loss.
+        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities.
+        logits_per_text (`torch.Tensor` of shape `(num_texts, num_images)`): The same, transposed.
+        text_embeds (`torch.Tensor` of shape `(num_texts, projection_dim)`): L2-normalised text embeddings.
+        image_embeds (`torch.Tensor` of shape `(num_images, projection_dim)`): L2-normalised image embeddings.
+        text_model_output (`BaseModelOutputWithPooling`): Output of the unimodal decoder.
+        vision_model_output (`GrrCocaVisionOutput`): Output of the vision tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: GrrCocaVisionOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+@dataclass
+class GrrCocaConditionalGenerationOutput(ModelOutput):
+    """Output of [`GrrCocaForConditionalGeneration`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, returned with `labels`):
+            `contrastive_loss_weight * contrastive_loss + caption_loss_weight * caption_loss`; CoCa eq. (4).
+        contrastive_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted contrastive part.
+        caption_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted captioning part, nats per token.
+        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`):
+            Next-token scores; absent while training with `labels` unless `skip_logits=False`.
+        past_key_values (`EncoderDecoderCache`): Keys and values of both decoder halves and of the image.
+        hidden_states, attentions, cross_attentions: Of the multimodal decoder, per layer, when asked for.
+        logits_per_image, logits_per_text, text_embeds, image_embeds:
+            As in [`GrrCocaOutput`], where the contrastive side was computed (`image_embeds`: whenever images were).
+        image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`):
+            Memory of the multimodal decoder; pass it to `generate` or `forward` to save another image pass.
+        text_model_output, vision_model_output: Outputs of the towers.
+    """
+
+    loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    caption_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: EncoderDecoderCache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: GrrCocaVisionOutput | None = None
+
+
+class ImageTextCache(EncoderDecoderCache):
+    """Self-attention cache that grows with the text, cross-attention cache that is filled once per image.
+
+    All beams of an image share its keys and values, so beam search reorders the self-attention part only.
+    """
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+class GrrCocaVisionEmbeddings(nn.Module):
+    """Patches, the optional class token in front, and (original ViT only) the absolute position table."""
+
+    def __init__(self, config: GrrCocaVisionConfig):
+        super().__init__()
+        self.config = config
+        self.grid_size = config.image_size // config.patch_size
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+            bias=config.patch_bias,
+        )
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.use_cls_token else None
+        self.position_embedding = None
+        if config.position_embedding_type == "learned":
+            self.position_embedding = nn.Embedding(self.grid_size**2 + config.use_cls_token, config.hidden_size)
+
+    def _positions(self, height: int, width: int) -> torch.Tensor:
+        """The position table, resized (bicubic, antialiased) to a grid of `height x width` patches."""
+        table = self.position_embedding.weight
+        if (height, width) == (self.grid_size, self.grid_size):
+            return table
+        num_special = int(self.config.use_cls_token)
+        special, grid = table[:num_special], table[num_special:]
+        grid = grid.T.reshape(1, -1, self.grid_size, self.grid_size).float()
+        grid = nn.functional.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
+        return torch.cat([special, grid[0].flatten(1).T.to(table.dtype)])
+
+    def _check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
+        channels, size, patch = self.config.num_channels, self.config.image_size, self.config.patch_size
+        shape = tuple(pixel_values.shape)
+        if pixel_values.ndim != 4 or shape[0] == 0 or shape[1] != channels:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch_size, {channels}, height, width) with at least one image, "
+                f"got {shape}."
+            )
+        if interpolate_pos_encoding:
+            if min(shape[2:]) < patch or shape[2] % patch or shape[3] % patch:
+                raise ValueError(
+                    f"`pixel_values` must have a height and width that are multiples of the patch size {patch}, "
+                    f"got {shape[2]} x {shape[3]}."
+                )
+        elif shape[2:] != (size, size):
+            raise ValueError(
+                f"`pixel_values` must be {size} x {size} pixels, got {shape[2]} x {shape[3]}. "
+                "Resize the images or pass `interpolate_pos_encoding=True`."
+            )
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        self._check(pixel_values, interpolate_pos_encoding)
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        height, width = patches.shape[-2:]
+        embeddings = patches.flatten(2).transpose(1, 2)  # (batch, patches, hidden), row by row
+        if self.class_embedding is not None:
+            class_embeddings = self.class_embedding.to(embeddings.dtype).expand(len(embeddings), 1, -1)
+            embeddings = torch.cat([class_embeddings, embeddings], dim=1)
+        if self.position_embedding is not None:
+            embeddings = embeddings + self._positions(height, width)
+        return embeddings
+
+    def rotary_positions(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """Position of every token for RoPE: its index (1-D), or its row and column with 0 for the class token (2-D)."""
+        if self.position_embedding is not None:
+            return None
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+        num_special, device = int(self.config.use_cls_token), pixel_values.device
+        if self.config.position_embedding_type == "rope_1d":
+            return torch.arange(num_special + height * width, device=device)[None]
+        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        grid = torch.cartesian_prod(rows, columns)  # (patches, 2)
+        return torch.cat([grid.new_zeros(num_special, 2), grid])[None]
+
+
+class GrrCocaPooler(nn.Module):
+    """Attentional pooling with learned queries (CoCa section 3.2): one attention layer, no residual, no feed-forward."""
+
+    def __init__(self, config: GrrCocaVisionConfig, num_queries: int, key_value_size: int):
+        super().__init__()
+        width = config.pooler_hidden_size
+        self.query = nn.Parameter(torch.empty(num_queries, width))
+        self.layer_norm_q = build_norm(config, width)
+        self.layer_norm_kv = build_norm(config, key_value_size)
+        self.cross_attn = Attention(
+            config, hidden_size=width, num_heads=config.num_pooler_heads, key_value_size=key_value_size
+        )
+        self.layer_norm_out = build_norm(config, width)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        query = self.layer_norm_q(self.query).expand(len(hidden_states), -1, -1)
+        memory = self.layer_norm_kv(hidden_states)
+        pooled, _ = self.cross_attn(query, key_value_states=memory, is_cross_attention=True, **kwargs)
+        return self.layer_norm_out(pooled)
+
+
+class GrrCocaMultimodalLayer(nn.Module):
+    """One layer of the multimodal decoder.
+
+    `coca`: self-attention, cross-attention, feed-forward. `open_clip`: a feed-forward layer after the self-attention too,
+    and a norm on the image tokens.
+    """
+
+    def __init__(self, config: GrrCocaTextConfig, layer_idx: int):
+        super().__init__()
+        is_open_clip = config.multimodal_layer_type == "open_clip"
+        self.self_block = SelfAttentionBlock(
+            config, is_causal=True, layer_idx=config.num_unimodal_layers + layer_idx, has_mlp=is_open_clip
+        )
+        self.cross_block = CrossAttentionBlock(config, layer_idx=layer_idx, norm_memory=is_open_clip)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        hidden_states = self.self_block(
+            hidden_states, attention_mask=attention_mask, rotary=rotary, past_key_values=past_key_values, **kwargs
+        )
+        return self.cross_block(hidden_states, encoder_hidden_states, past_key_values=past_key_values, **kwargs)
+
+
+class GrrCocaPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and saving."""
+
+    config: GrrCocaConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # a batch-contrastive loss cannot be divided by a token count of several batches
+    _no_split_modules = ["SelfAttentionBlock", "CrossAttentionBlock", "GrrCocaVisionEmbeddings", "GrrCocaPooler"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["logit_scale"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # Only modules that own a tensor are visited for code outside transformers.
+        if isinstance(module, GrrCocaVisionEmbeddings) and module.class_embedding is not None:
+            init.normal_(module.class_embedding, std=module.config.initializer_range)
+        elif isinstance(module, GrrCocaPooler):
+            # Unit scale: queries that start alike would all pool the same average of the patches.
+            init.normal_(module.query, std=1.0)
+        elif isinstance(module, GrrCocaTextModel):
+            init.normal_(module.cls_token, std=module.config.initializer_range)
+        elif isinstance(module, GrrCocaModel):
+            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
+
+
+class GrrCocaVisionModel(GrrCocaPreTrainedModel):
+    """ViT with caption and contrastive poolers (CoCa section 3.2; GRR-CoCa replaces norm, feed-forward and positions)."""
+
+    config: GrrCocaVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": SelfAttentionBlock,
+        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+    }
+
+    def __init__(self, config: GrrCocaVisionConfig):
+        super().__init__(config)
+        width, pooled_width = config.hidden_size, config.pooler_hidden_size
+        self.embeddings = GrrCocaVisionEmbeddings(config)
+        self.pre_layernorm = build_norm(config) if config.pre_layernorm else None
+        self.layers = nn.ModuleList([SelfAttentionBlock(config) for _ in range(config.num_hidden_layers)])
+        # open_clip normalises after the pooler only, which the pooler's own output norm does.
+        self.post_layernorm = None if config.pooler_type == "open_clip" else build_norm(config)
+        self.caption_pooler = GrrCocaPooler(config, config.num_caption_queries, key_value_size=width)
+        self.contrastive_pooler = None
+        if config.pooler_type != "open_clip":
+            key_value_size = pooled_width if config.pooler_type == "cascade" else width
+            self.contrastive_pooler = GrrCocaPooler(config, 1, key_value_size=key_value_size)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> GrrCocaVisionOutput:
+        """Encode images.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            interpolate_pos_encoding (`bool`): Accept another image size; a learned position table is resized.
+
+        Raises:
+            ValueError: If channels, size or number of images do not fit.
+        """
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
+        if self.pre_layernorm is not None:
+            hidden_states = self.pre_layernorm(hidden_states)
+        rotary = None
+        if (positions := self.embeddings.rotary_positions(pixel_values)) is not None:
+            rotary = rotary_embedding(positions, self.layers[0].self_attn.head_dim, self.config.rope_theta)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, rotary=rotary, **kwargs)
+        if self.post_layernorm is not None:
+            hidden_states = self.post_layernorm(hidden_states)
+
+        image_tokens = self.caption_pooler(hidden_states, **kwargs)
+        if self.contrastive_pooler is None:
+            pooled, image_tokens = image_tokens[:, 0], image_tokens[:, 1:]
+        else:
+            memory = image_tokens if self.config.pooler_type == "cascade" else hidden_states
+            pooled = self.contrastive_pooler(memory, **kwargs)[:, 0]
+        return GrrCocaVisionOutput(last_hidden_state=hidden_states, pooler_output=pooled, image_tokens=image_tokens)
+
+
+def default_position_ids(
+    attention_mask: torch.Tensor | None, past_length: int | torch.Tensor, query_length: int, device: torch.device
+) -> torch.Tensor:
+    """Positions that count real tokens only, so that padding on either side changes nothing.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size or 1, query_length)`.
+    """
+    if attention_mask is None:
+        return (torch.arange(query_length, device=device) + past_length)[None]
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -query_length:]
+
+
+class GrrCocaTextModel(GrrCocaPreTrainedModel):
+    """Unimodal text decoder: causal, without cross-attention; a learned CLS token at the end pools the text."""
+
+    config: GrrCocaTextConfig
+    input_modalities = ("text",)
+    _input_embed_layer = "embed_tokens"
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": SelfAttentionBlock,
+        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+    }
+
+    def __init__(self, config: GrrCocaTextConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.cls_token = nn.Parameter(torch.empty(config.hidden_size))
+        self.position_embedding = None
+        if config.position_embedding_type == "learned":
+            # The last row belongs to the CLS token.
+            self.position_embedding = nn.Embedding(config.max_position_embeddings + 1, config.hidden_size)
+        self.layers = nn.ModuleList(
+            [SelfAttentionBlock(config, is_causal=True, layer_idx=index) for index in range(config.num_unimodal_layers)]
+        )
+        self.final_layer_norm = build_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _check(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        name, inputs = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+        longest = self.config.max_position_embeddings
+        if inputs.ndim < 2 or 0 in inputs.shape[:2]:
+            raise ValueError(f"`{name}` must hold at least one text of at least one token, got shape {tuple(inputs.shape)}.")
+        if inputs.shape[1] > longest:
+            raise ValueError(f"`{name}` holds texts of {inputs.shape[1]} tokens, the context is {longest} tokens.")
+        # On an accelerator this check would stall the queue; there the embedding's own assertion fires.
+        if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            smallest, largest = input_ids.min().item(), input_ids.max().item()
+            if smallest < 0 or largest >= self.config.vocab_size:
+                raise ValueError(
+                    f"`input_ids` must lie between 0 and {self.config.vocab_size - 1}, got ids from {smallest} to "
+                    f"{largest}. Does the tokenizer belong to this model?"
+                )
+
+    def _append_cls(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Append the CLS token (and, for the legacy mask, one padding token before it) behind the text.
+
+        The legacy mask lets the CLS row see key j only if token j - 1 is not padding: all n tokens, the padding position
+        n behind them, and the CLS token itself only if the text fills the context. Appending that one padding token with
+        its own position gives the same numbers for any amount of padding on either side.
+
+        Returns:
+            Extended hidden states, attention mask and positions, and `cls_keys` of shape `(batch_size, length)`: the keys
+            the CLS row may see, or `None` where the mask alone decides.
+        """
+        batch_size, longest = len(hidden_states), self.config.max_position_embeddings
+        num_tokens = attention_mask.sum(dim=1, keepdim=True)  # (batch, 1)
+        cls_states = self.cls_token.to(hidden_states.dtype).expand(batch_size, 1, -1)
+        cls_position = torch.full_like(num_tokens, longest) if self.config.cls_position == "fixed" else num_tokens
+        position_ids = position_ids.expand(batch_size, -1)
+        seen = torch.ones_like(num_tokens)
+        if self.config.cls_mask_mode == "correct":
+            return (
+                torch.cat([hidden_states, cls_states], dim=1),
+                torch.cat([attention_mask, seen], dim=1),
+                torch.cat([position_ids, cls_position], dim=1),
+                None,
+            )
+
+        if input_ids is None:
+            raise ValueError('`cls_mask_mode="legacy"` needs `input_ids`, got `inputs_embeds`.')
+        is_token = attention_mask.bool()
+        opens_key = ~is_token | (input_ids != self.config.pad_token_id)  # whether token j lets the CLS row see key j + 1
+        opens_key = torch.cat([torch.ones_like(is_token[:, :1]), opens_key], dim=1)
+        last_token_opens = (is_token & (position_ids == num_tokens - 1) & ~opens_key[:, 1:]).sum(1, keepdim=True) == 0
+        is_full = num_tokens == longest
+        cls_keys = torch.cat(
+            [is_token & opens_key[:, :-1], ~is_full & last_token_opens, is_full & last_token_opens], dim=1
+        )
+        pad_states = self.embed_tokens(torch.full_like(num_tokens, self.config.pad_token_id))
+        return (
+            torch.cat([hidden_states, pad_states, cls_states], dim=1),
+            torch.cat([attention_mask, seen, seen], dim=1),
+            torch.cat([position_ids, num_tokens.clamp(max=longest - 1), cls_position], dim=1),
+            cls_keys,
+        )
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        append_cls: bool = True,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Encode texts.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids, without the CLS token.
+            attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
+                1 for tokens, 0 for padding on either side. Default: every token is real; for a pooled text (`append_cls`)
+                every token that is not `pad_token_id`.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
+            past_key_values (`EncoderDecoderCache`, *optional*): Cache to read and extend.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Instead of `input_ids`.
+            append_cls (`bool`): Append the CLS token and return its normalised state; off while generating.
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `last_hidden_state` of the tokens, not normalised, of shape
+            `(batch_size, sequence_length, hidden_size)`; `pooler_output` of shape `(batch_size, hidden_size)`.
+
+        Raises:
+            ValueError: If a text is empty or longer than the context, or an id lies outside the vocabulary.
+        """
+        self._check(input_ids, inputs_embeds)
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        num_tokens = hidden_states.shape[1]
+        if append_cls and attention_mask is None:
+            if input_ids is None or self.config.pad_token_id is None:
+                attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
+            else:
+                attention_mask = (input_ids != self.config.pad_token_id).long()
+        if position_ids is None:
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = default_position_ids(attention_mask, past_length, num_tokens, hidden_states.device)
+
+        cls_keys = None
+        if append_cls:
+            hidden_states, attention_mask, position_ids, cls_keys = self._append_cls(
+                hidden_states, attention_mask, position_ids, input_ids
+            )
+        if self.position_embedding is not None:
+            hidden_states = hidden_states + self.position_embedding(position_ids)
+            rotary = None
+        else:
+            rotary = rotary_embedding(position_ids, self.layers[0].self_attn.head_dim, self.config.rope_theta)
+
+        def cls_row_sees(batch_idx, head_idx, query_idx, key_idx):
+            is_cls_row = query_idx == cls_keys.shape[1] - 1
+            return ~is_cls_row | cls_keys[batch_idx, key_idx]
+
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            and_mask_function=None if cls_keys is None else cls_row_sees,
+        )
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states, attention_mask=causal_mask, rotary=rotary, past_key_values=past_key_values, **kwargs
+            )
+        pooled = self.final_layer_norm(hidden_states[:, -1]) if append_cls else None
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states[:, :num_tokens], pooler_output=pooled)
+
+
+class GrrCocaMultimodalDecoder(GrrCocaPreTrainedModel):
+    """Multimodal half of the text decoder: causal self-attention over token states, cross-attention to image tokens."""
+
+    config: GrrCocaTextConfig
+    main_input_name = "inputs_embeds"
+    input_modalities = ("text",)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": GrrCocaMultimodalLayer,
+        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(Attention, index=1, layer_name="cross_attn"),
+    }
+
+    def __init__(self, config: GrrCocaTextConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            [GrrCocaMultimodalLayer(config, layer_idx=index) for index in range(config.num_multimodal_layers)]
+        )
+        self.final_layer_norm = build_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> None:
+        """There are none: this half reads the states of the other one."""
+        return None
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Mix token states with image tokens.
+
+        Args:
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Unimodal token states.
+            encoder_hidden_states (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
+                Image tokens; not needed once their keys and values are cached.
+            attention_mask, position_ids, past_key_values: As in [`GrrCocaTextModel`].
+
+        Returns:
+            [`BaseModelOutputWithPast`]: normalised states of shape `(batch_size, sequence_length, hidden_size)`.
+        """
+        hidden_states = inputs_embeds
+        num_tokens = hidden_states.shape[1]
+        # The unimodal half has already extended its layers of the cache by this step's tokens; past lengths must be read
+        # from a layer that has not seen them yet.
+        own_layer_idx = self.config.num_unimodal_layers
+        if position_ids is None:
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length(own_layer_idx)
+            position_ids = default_position_ids(attention_mask, past_length, num_tokens, hidden_states.device)
+        rotary = None
+        if self.config.position_embedding_type == "rope_1d":
+            head_dim = self.config.hidden_size // self.config.num_attention_heads
+            rotary = rotary_embedding(position_ids, head_dim, self.config.rope_theta)
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            layer_idx=own_layer_idx,
+        )
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                encoder_hidden_states,
+                attention_mask=causal_mask,
+                rotary=rotary,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
+        )
+
+
+class GrrCocaModel(GrrCocaPreTrainedModel):
+    """The dual encoder: image and text embeddings in one space, with the multimodal decoder's weights at hand.
+
+    Texts are read by the unimodal decoder alone; the multimodal decoder is loaded and saved with the model so that every
+    checkpoint serves [`GrrCocaForConditionalGeneration`] too.
+    """
+
+    def __init__(self, config: GrrCocaConfig):
+        super().__init__(config)
+        self.vision_model = GrrCocaVisionModel._from_config(config.vision_config)
+        self.text_model = GrrCocaTextModel._from_config(config.text_config)
+        self.multimodal_decoder = GrrCocaMultimodalDecoder._from_config(config.text_config)
+        self.visual_projection = nn.Linear(
+            config.vision_config.pooler_hidden_size, config.projection_dim, bias=False
+        )
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.embed_tokens = value
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> GrrCocaVisionOutput:
+        """Encode images for retrieval (`pooler_output`) and for captioning (`image_tokens`) in one pass.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`): Normalised images.
+            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+
+        Returns:
+            [`GrrCocaVisionOutput`] whose `pooler_output` of shape `(num_images, projection_dim)` is projected but not
+            normalised.
+        """
+        outputs = self.vision_model(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Encode texts for retrieval.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`): Token ids.
+            attention_mask (`torch.Tensor` of shape `(num_texts, sequence_length)`, *optional*):
+                1 for tokens, 0 for padding. Default: tokens other than `pad_token_id`.
+            position_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`, *optional*): Token positions.
+
+        Returns:
+            [`BaseModelOutputWithPooling`] whose `pooler_output` of shape `(num_texts, projection_dim)` is projected but
+            not normalised.
+        """
+        outputs = self.text_model(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
+        )
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> GrrCocaOutput:
+        """Compare every image with every text; their numbers may differ unless a loss is asked for.
+
+        Args:
+            input_ids, attention_mask, position_ids: As in `get_text_features`.
+            pixel_values, interpolate_pos_encoding: As in `get_image_features`.
+            return_loss (`bool`, *optional*): Return the contrastive loss of pairs (image i, text i).
+
+        Raises:
+            ValueError: If images or texts are missing, or a loss is asked for unequal numbers of them.
+
+        Example:
+
+        ```python
+        >>> inputs = processor(images=images, text=["a red heart", "a green apple"], return_tensors="pt")
+        >>> probabilities = model(**inputs).logits_per_image.softmax(dim=-1)
+        ```
+        """
+        if pixel_values is None:
+            raise ValueError("`pixel_values` is missing; for text embeddings alone call `get_text_features`.")
+        if input_ids is None and kwargs.get("inputs_embeds") is None:
+            raise ValueError("`input_ids` is missing; for image embeddings alone call `get_image_features`.")
+        text_kwargs = {"inputs_embeds": kwargs.pop("inputs_embeds", None)}
+        vision_outputs = self.get_image_features(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+        text_outputs = self.get_text_features(
+            input_ids, attention_mask, position_ids, return_dict=True, **text_kwargs, **kwargs
+        )
+        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
+        text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
+        logits_per_text = self.similarity(text_embeds, image_embeds)
+        loss = self.contrastive_loss(image_embeds, text_embeds) if return_loss else None
+        return GrrCocaOutput(
+            loss=loss,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+    def similarity(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Scaled cosine similarities in fp32, of shape `(num_texts, num_images)`."""
+        return self.logit_scale.exp().float() * text_embeds.float() @ image_embeds.float().T
+
+    def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Contrastive loss of this batch; while training, negatives come from all processes."""
+        return contrastive_loss(
+            image_embeds,
+            text_embeds,
+            self.logit_scale.exp(),
+            reduction=self.config.contrastive_reduction,
+            gather=self.training,
+        )
+
+
+def align_prompts(
+    input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, pad_token_id: int, eos_token_id: int | list[int]
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Make prompts ready to be continued: drop an EOS at their end and move all padding to the left.
+
+    Tokenizers close a text with EOS and pad on the right; a caption continues neither.
+
+    Returns:
+        Token ids and attention mask of shape `(batch_size, longest_prompt)`.
+    """
+    keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device).long()
+    from_end = keep.flip(-1).cumsum(-1).flip(-1)  # 1 at the last token of every row
+    is_eos = torch.isin(input_ids, torch.tensor(eos_token_id, device=input_ids.device))
+    keep = keep * ~(is_eos & (from_end == 1))
+    order = keep.argsort(dim=-1, stable=True)  # padding first, tokens in their order behind it
+    start = input_ids.shape[1] - int(keep.sum(-1).max())
+    keep = keep.gather(-1, order)[:, start:]
+    return input_ids.gather(-1, order)[:, start:].masked_fill(keep == 0, pad_token_id), keep
+
+
+class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
+    """The captioner: [`GrrCocaModel`] with a vocabulary head, trained with the joint loss (CoCa eq. 4).
+
+    Example:
+
+    ```python
+    >>> inputs = processor(images=image, return_tensors="pt")
+    >>> ids = model.generate(**inputs, num_beams=4, max_new_tokens=20)
+    >>> processor.batch_decode(ids, skip_special_tokens=True)
+    ```
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: GrrCocaConfig):
+        super().__init__(config)
+        self.model = GrrCocaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> GrrCocaVisionOutput:
+        """See [`GrrCocaModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def get_text_features(self, input_ids: torch.LongTensor, **kwargs) -> BaseModelOutputWithPooling:
+        """See [`GrrCocaModel.get_text_features`]."""
+        return self.model.get_text_features(input_ids, **kwargs)
+
+    def _check_labels(self, labels: torch.Tensor, num_texts: int, num_images: int) -> None:
+        if num_texts != num_images:
+            raise ValueError(
+                f"`labels` ask for a loss over image-text pairs, got {num_images} images and {num_texts} texts."
+            )
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            valid = labels[labels != -100]
+            if valid.numel() and (valid.min() < 0 or valid.max() >= self.config.text_config.vocab_size):
+                raise ValueError(
+                    f"`labels` must be -100 or lie between 0 and {self.config.text_config.vocab_size - 1}, got values "
+                    f"from {valid.min().item()} to {valid.max().item()}."
+                )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> GrrCocaConditionalGenerationOutput:
+        """Score texts given images, and train.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Captions or prompts.
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
+                Normalised images; needed at the first step only.
+            attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
+                1 for tokens, 0 for padding on either side.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
+            past_key_values (`EncoderDecoderCache`, *optional*): Cache of earlier tokens and of the image.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Instead of `input_ids`.
+            image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
+                Instead of `pixel_values`: the field of that name of an earlier output.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Targets, aligned with `input_ids` (the shift happens here); -100 is ignored. Given labels, one image pass
+                and one text pass yield both losses.
+            use_cache (`bool`, *optional*): Return `past_key_values`. Default: the text config's, never with `labels`.
+            logits_to_keep (`int` or `torch.Tensor`): Last positions (0: all), or their indices, that get logits.
+            skip_logits (`bool`, *optional*):
+                Leave the logits out (liger-kernel's switch). Default: while training with `labels`, because the loss
+                itself never holds more than a chunk of them.
+            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+
+        Raises:
+            ValueError: If there is no image, images and texts differ in number, or shapes and ids do not fit.
+        """
+        config = self.config
+        if use_cache is None:
+            use_cache = config.text_config.use_cache
+        use_cache = use_cache and labels is None
+        if past_key_values is None and use_cache:
+            past_key_values = ImageTextCache(DynamicCache(config=config.text_config), DynamicCache())
+        elif past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
+            raise ValueError(
+                "`past_key_values` must be an `EncoderDecoderCache` (text and image keys are kept apart), got "
+                f"{type(past_key_values).__name__}."
+            )
+
+        vision_outputs = image_embeds = None
+        has_cached_image = past_key_values is not None and past_key_values.is_updated.get(0, False)
+        if image_tokens is None and not has_cached_image:
+            if pixel_values is None:
+                raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
+            vision_outputs = self.model.get_image_features(
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+            )
+            image_tokens = vision_outputs.image_tokens
+            image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
+        texts = input_ids if inputs_embeds is None else inputs_embeds
+        if texts is not None and image_tokens is not None and len(texts) != len(image_tokens):
+            raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {len(texts)} texts.")
+
+        with_contrastive = labels is not None and config.contrastive_loss_weight != 0
+        if with_contrastive and image_embeds is None:
+            raise ValueError("The contrastive loss needs `pixel_values`; `image_tokens` alone serve captioning only.")
+        text_outputs = self.model.text_model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            append_cls=with_contrastive,
+            return_dict=True,
+            **kwargs,
+        )
+        decoder_outputs = self.model.multimodal_decoder(
+            text_outputs.last_hidden_state,
+            image_tokens,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states = decoder_outputs.last_hidden_state
+
+        logits = None
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        if not skip_logits:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept])
+
+        loss = contrastive = caption = text_embeds = logits_per_text = None
+        if labels is not None:
+            self._check_labels(labels, len(texts), len(image_tokens))
+            caption = captioning_loss(hidden_states, labels, self.lm_head, gather=self.training)
+            loss = config.caption_loss_weight * caption
+        if with_contrastive:
+            text_embeds = nn.functional.normalize(self.model.text_projection(text_outputs.pooler_output), dim=-1)
+            logits_per_text = self.model.similarity(text_embeds, image_embeds)
+            contrastive = self.model.contrastive_loss(image_embeds, text_embeds)
+            loss = loss + config.contrastive_loss_weight * contrastive
+
+        return GrrCocaConditionalGenerationOutput(
+            loss=loss,
+            contrastive_loss=contrastive,
+            caption_loss=caption,
+            logits=logits,
+            past_key_values=past_key_values,
+            hidden_states=decoder_outputs.hidden_states,
+            attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.get("cross_attentions"),
+            logits_per_image=None if logits_per_text is None else logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            image_tokens=image_tokens,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and not isinstance(cache, EncoderDecoderCache):
+            model_kwargs["past_key_values"] = ImageTextCache(cache, DynamicCache())
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Caption images with transformers' `generate`: greedy, beam, sampling, assisted, any cache.
+
+        Every image is encoded once, before beams multiply the batch. Prompts may be tokenised as texts are: an EOS at
+        their end is dropped and padding moves to the left.
+
+        Args:
+            inputs or input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*): Prompts, one
+                per image. Default: BOS.
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*): Images.
+            image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
+                Instead of `pixel_values`, from an earlier `get_image_features`.
+            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+            kwargs: Everything else that `GenerationMixin.generate` accepts.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size, length)` with the prompt in front, or what
+            `return_dict_in_generate` asks for.
+
+        Raises:
+            ValueError: If there is no image, or images and prompts differ in number.
+        """
+        cache = kwargs.get("past_key_values")
+        if image_tokens is None and pixel_values is not None:
+            image_tokens = self.get_image_features(
+                pixel_values.to(self.device), interpolate_pos_encoding=interpolate_pos_encoding
+            ).image_tokens
+        elif image_tokens is None and cache is None:
+            raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if input_ids is not None:
+            if image_tokens is not None and len(input_ids) != len(image_tokens):
+                raise ValueError(
+                    f"`input_ids` must hold one prompt per image, got {len(input_ids)} prompts and "
+                    f"{len(image_tokens)} images."
+                )
+            if cache is None:
+                text_config = self.config.text_config
+                input_ids, kwargs["attention_mask"] = align_prompts(
+                    input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id
+                )
+        return super().generate(input_ids, image_tokens=image_tokens, **kwargs)
+
+
+__all__ = [
+    "GrrCocaConditionalGenerationOutput",
+    "GrrCocaForConditionalGeneration",
+    "GrrCocaModel",
+    "GrrCocaMultimodalDecoder",
+    "GrrCocaOutput",
+    "GrrCocaPreTrainedModel",
+    "GrrCocaTextModel",
+    "GrrCocaVisionModel",
+    "GrrCocaVisionOutput",
+]

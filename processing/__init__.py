@@ -1,0 +1,1 @@
+"""Processors. Flat, because these files are copied into every Hub repository."""

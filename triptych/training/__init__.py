@@ -1,0 +1,1 @@
+"""What the Accelerate scripts in `examples/` share: data, tokenizer, optimisation, evaluation."""

