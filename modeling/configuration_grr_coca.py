@@ -241,6 +241,11 @@ class GrrCocaConfig(PreTrainedConfig):
         if self.projection_dim is None:
             self.projection_dim = self.text_config.hidden_size
 
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest text in tokens, where `generate` looks for it."""
+        return self.text_config.max_position_embeddings
+
     def validate_widths(self):
         """The text decoder reads the pooled image tokens, so both must be equally wide."""
         if self.vision_config.pooler_hidden_size != self.text_config.hidden_size:

@@ -166,9 +166,10 @@ class GrrCocaVisionEmbeddings(nn.Module):
         self._check(pixel_values, interpolate_pos_encoding)
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         height, width = patches.shape[-2:]
-        embeddings = patches.flatten(2).transpose(1, 2)  # (batch, patches, hidden), row by row
+        # Under autocast the convolution answers in half precision; the residual stream stays in the weights' precision.
+        embeddings = patches.flatten(2).transpose(1, 2).to(self.patch_embedding.weight.dtype)  # row by row
         if self.class_embedding is not None:
-            class_embeddings = self.class_embedding.to(embeddings.dtype).expand(len(embeddings), 1, -1)
+            class_embeddings = self.class_embedding.expand(len(embeddings), 1, -1)
             embeddings = torch.cat([class_embeddings, embeddings], dim=1)
         if self.position_embedding is not None:
             embeddings = embeddings + self._positions(height, width)
@@ -205,7 +206,7 @@ class GrrCocaPooler(nn.Module):
         query = self.layer_norm_q(self.query).expand(len(hidden_states), -1, -1)
         memory = self.layer_norm_kv(hidden_states)
         pooled, _ = self.cross_attn(query, key_value_states=memory, is_cross_attention=True, **kwargs)
-        return self.layer_norm_out(pooled)
+        return self.layer_norm_out(pooled.to(query.dtype))
 
 
 class GrrCocaMultimodalLayer(nn.Module):
@@ -787,11 +788,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
         """See [`GrrCocaModel.get_text_features`]."""
         return self.model.get_text_features(input_ids, **kwargs)
 
-    def _check_labels(self, labels: torch.Tensor, num_texts: int, num_images: int) -> None:
-        if num_texts != num_images:
-            raise ValueError(
-                f"`labels` ask for a loss over image-text pairs, got {num_images} images and {num_texts} texts."
-            )
+    def _check_labels(self, labels: torch.Tensor) -> None:
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             valid = labels[labels != -100]
             if valid.numel() and (valid.min() < 0 or valid.max() >= self.config.text_config.vocab_size):
@@ -866,10 +863,6 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             )
             image_tokens = vision_outputs.image_tokens
             image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
-        texts = input_ids if inputs_embeds is None else inputs_embeds
-        if texts is not None and image_tokens is not None and len(texts) != len(image_tokens):
-            raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {len(texts)} texts.")
-
         with_contrastive = labels is not None and config.contrastive_loss_weight != 0
         if with_contrastive and image_embeds is None:
             raise ValueError("The contrastive loss needs `pixel_values`; `image_tokens` alone serve captioning only.")
@@ -883,6 +876,9 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
+        num_texts = len(text_outputs.last_hidden_state)
+        if image_tokens is not None and num_texts != len(image_tokens):
+            raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {num_texts} texts.")
         decoder_outputs = self.model.multimodal_decoder(
             text_outputs.last_hidden_state,
             image_tokens,
@@ -903,7 +899,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
 
         loss = contrastive = caption = text_embeds = logits_per_text = None
         if labels is not None:
-            self._check_labels(labels, len(texts), len(image_tokens))
+            self._check_labels(labels)
             caption = captioning_loss(hidden_states, labels, self.lm_head, gather=self.training)
             loss = config.caption_loss_weight * caption
         if with_contrastive:
@@ -931,6 +927,11 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
         )
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+        if generation_config.max_length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"Prompt and new tokens may reach {generation_config.max_length} tokens, the context is "
+                f"{self.config.max_position_embeddings} tokens. Lower `max_new_tokens` (or `max_length`)."
+            )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         if cache is not None and not isinstance(cache, EncoderDecoderCache):
@@ -964,7 +965,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             `return_dict_in_generate` asks for.
 
         Raises:
-            ValueError: If there is no image, or images and prompts differ in number.
+            ValueError: If there is no image, images and prompts differ in number, or the request exceeds the context.
         """
         cache = kwargs.get("past_key_values")
         if image_tokens is None and pixel_values is not None:

@@ -1,0 +1,1 @@
+"""The card template, and one card per published preset."""

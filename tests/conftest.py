@@ -1,0 +1,134 @@
+"""Tiny models and processors shared by the tests. Nothing here, and no test, reaches the network."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from transformers import CLIPImageProcessor
+from transformers.utils import logging
+
+import triptych
+from triptych.training.tokenizer import train_tokenizer
+
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+torch.set_num_threads(1)  # tiny models gain nothing from more, and pytest-xdist runs one process per core
+
+CAPTIONS = ["a red heart", "a green apple", "woman firefighter: medium skin tone", "flag: Kuwait", "a blue whale swims"]
+
+# What differs from the tiny GRR-CoCa below; every open point of the paper appears in at least one variant.
+VARIANTS = {
+    "grr": {"vision_config": {}, "text_config": {}},
+    "grr-axial": {
+        "vision_config": {
+            "position_embedding_type": "rope_2d",
+            "rope_placement": "pre_proj",
+            "use_cls_token": True,
+            "pooler_type": "parallel",
+        },
+        "text_config": {"rope_placement": "pre_proj", "cls_position": "fixed", "multimodal_layer_type": "open_clip"},
+    },
+    "baseline": {
+        "vision_config": {"norm_type": "layernorm", "mlp_type": "gelu", "position_embedding_type": "learned"},
+        "text_config": {},
+    },
+    "open_clip": {
+        "vision_config": {
+            "norm_type": "layernorm",
+            "mlp_type": "gelu",
+            "position_embedding_type": "learned",
+            "use_cls_token": True,
+            "pre_layernorm": True,
+            "patch_bias": False,
+            "pooler_type": "open_clip",
+        },
+        "text_config": {
+            "norm_type": "layernorm",
+            "mlp_type": "gelu",
+            "position_embedding_type": "learned",
+            "cls_position": "fixed",
+            "cls_mask_mode": "legacy",
+            "multimodal_layer_type": "open_clip",
+        },
+    },
+}
+
+
+def tiny_config(variant: str = "grr", **overrides) -> triptych.GrrCocaConfig:
+    """A configuration of a few ten thousand parameters: 16 x 16 pixels, 16 patches, texts of up to 12 tokens."""
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+        "num_caption_queries": 6,
+        **VARIANTS[variant]["vision_config"],
+        **overrides.pop("vision_config", {}),
+    }
+    text = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_unimodal_layers": 2,
+        "num_multimodal_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 12,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **VARIANTS[variant]["text_config"],
+        **overrides.pop("text_config", {}),
+    }
+    return triptych.GrrCocaConfig(vision_config=vision, text_config=text, **overrides)
+
+
+def tiny_model(variant: str = "grr", attn_implementation: str = "sdpa", seed: int = 0, **overrides):
+    """A captioner whose every parameter is random, norms, biases and tokens too, so that none can be forgotten."""
+    torch.manual_seed(seed)
+    config = tiny_config(variant, **overrides)
+    model = triptych.GrrCocaForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "logit_scale" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model.eval()
+
+
+def random_batch(config: triptych.GrrCocaConfig, lengths=(5, 12, 8), seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random images and right-padded texts of the given lengths, with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    text, vision = config.text_config, config.vision_config
+    input_ids = torch.full((len(lengths), max(lengths)), text.pad_token_id)
+    for row, length in enumerate(lengths):
+        input_ids[row, :length] = torch.randint(3, text.vocab_size, (length,), generator=generator)
+        input_ids[row, 0] = text.bos_token_id
+    attention_mask = (input_ids != text.pad_token_id).long()
+    size = (len(lengths), vision.num_channels, vision.image_size, vision.image_size)
+    return {
+        "pixel_values": torch.randn(size, generator=generator),
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": input_ids.masked_fill(attention_mask == 0, -100),
+    }
+
+
+def tiny_processor(config: triptych.GrrCocaConfig | None = None) -> triptych.GrrCocaProcessor:
+    """CLIP image processor at the config's size, and a tokenizer trained on five captions."""
+    config = config or tiny_config()
+    size = config.vision_config.image_size
+    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    tokenizer = train_tokenizer(CAPTIONS, vocab_size=300, max_length=config.text_config.max_position_embeddings)
+    return triptych.GrrCocaProcessor(image_processor, tokenizer)
+
+
+@pytest.fixture(params=list(VARIANTS))
+def variant(request) -> str:
+    return request.param

@@ -1,0 +1,148 @@
+"""Captioning through transformers' `generate`: caches, beams, prompts, and that each image is encoded once."""
+
+import pytest
+import torch
+from transformers import DynamicCache, EncoderDecoderCache, set_seed
+
+from tests.conftest import random_batch, tiny_model
+from triptych.modeling.layers import Attention
+from triptych.modeling.modeling_grr_coca import align_prompts
+
+
+NO_EOS = {"eos_token_id": None, "max_new_tokens": 8}
+
+
+@pytest.fixture
+def model(variant):
+    return tiny_model(variant)
+
+
+def images(count: int = 3) -> torch.Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_cached_logits_equal_uncached_ones(model):
+    batch = random_batch(model.config, lengths=(12, 12, 12))
+    full = model(batch["input_ids"], batch["pixel_values"], use_cache=False)
+    assert full.past_key_values is None
+    outputs = model(batch["input_ids"][:, :4], batch["pixel_values"], use_cache=True)
+    steps = [outputs.logits]
+    for start in (4, 5, 6, 9):  # one token, one token, then several at once
+        ids = batch["input_ids"][:, start : {4: 5, 5: 6, 6: 9, 9: 12}[start]]
+        outputs = model(ids, past_key_values=outputs.past_key_values)
+        steps.append(outputs.logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), full.logits, atol=1e-5, rtol=0)
+
+
+MODES = {
+    "greedy": {},
+    "beam": {"num_beams": 3, "num_return_sequences": 2},
+    "sample": {"do_sample": True, "top_k": 20, "temperature": 0.8},
+    "beam-sample": {"num_beams": 2, "do_sample": True},
+    "prompt-lookup": {"prompt_lookup_num_tokens": 3},
+    "static": {"cache_implementation": "static"},
+    "static-beam": {"cache_implementation": "static", "num_beams": 3},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("prompted", [False, True])
+def test_every_mode_equals_its_cacheless_run(model, mode, prompted):
+    options = {**NO_EOS, **MODES[mode]}
+    # transformers decodes candidates for one prompt at a time
+    pixel_values = images(1 if mode == "prompt-lookup" else 3)
+    inputs = {"pixel_values": pixel_values}
+    if prompted:
+        inputs["input_ids"] = torch.tensor([[1, 7, 9, 7], [1, 5, 0, 0], [1, 8, 6, 0]])[: len(pixel_values)]
+        inputs["attention_mask"] = (inputs["input_ids"] != 0).long()
+    set_seed(0)
+    cached = model.generate(**inputs, **options)
+    set_seed(0)
+    options = {key: value for key, value in options.items() if key not in ("cache_implementation", "prompt_lookup_num_tokens")}
+    assert cached.tolist() == model.generate(**inputs, **options, use_cache=False).tolist()
+
+
+def test_prompts_of_unequal_length_equal_single_ones_on_either_padding_side(model):
+    prompts = [[1, 7, 9, 6], [1, 5], [1, 8, 6]]
+    alone = [
+        model.generate(torch.tensor([prompt]), images()[row : row + 1], **NO_EOS)[0, len(prompt) :].tolist()
+        for row, prompt in enumerate(prompts)
+    ]
+    for side in ("left", "right"):
+        ids, mask = torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 4, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            columns = slice(4 - len(prompt), 4) if side == "left" else slice(0, len(prompt))
+            ids[row, columns], mask[row, columns] = torch.tensor(prompt), 1
+        together = model.generate(pixel_values=images(), input_ids=ids, attention_mask=mask, **NO_EOS)
+        assert together[:, 4:].tolist() == alone, side
+
+
+def test_prompts_lose_their_closing_eos():
+    ids = torch.tensor([[1, 7, 2, 0, 0], [1, 5, 6, 8, 2], [1, 2, 0, 0, 0]])
+    aligned, mask = align_prompts(ids, (ids != 0).long(), pad_token_id=0, eos_token_id=[2, 3])
+    assert aligned.tolist() == [[0, 0, 1, 7], [1, 5, 6, 8], [0, 0, 0, 1]]
+    assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
+
+
+def test_generation_ends_at_eos_and_pads():
+    model = tiny_model()
+    free = model.generate(pixel_values=images(), **NO_EOS)
+    stop = free[0, 3].item()
+    ids = model.generate(pixel_values=images(), max_new_tokens=8, eos_token_id=stop)
+    assert ids[0, : free[0].tolist().index(stop) + 1].tolist()[-1] == stop
+    assert set(ids[0, free[0].tolist().index(stop) + 1 :].tolist()) <= {0}
+
+
+def test_each_image_is_encoded_and_projected_once(model, monkeypatch):
+    encoded, projected = [], []
+    model.model.vision_model.layers[0].register_forward_hook(lambda module, args, output: encoded.append(len(output)))
+    cross_attention = model.model.multimodal_decoder.layers[0].cross_block.cross_attn
+    cross_attention.k_proj.register_forward_hook(lambda module, args, output: projected.append(len(output)))
+    assert isinstance(cross_attention, Attention)
+    model.generate(pixel_values=images(2), num_beams=3, **NO_EOS)
+    assert encoded == [2]  # before beams multiply the batch
+    assert len(projected) == 1  # at the first step only
+
+
+def test_image_tokens_replace_the_image(model):
+    features = model.get_image_features(images())
+    ids = model.generate(image_tokens=features.image_tokens, **NO_EOS)
+    assert ids.tolist() == model.generate(pixel_values=images(), **NO_EOS).tolist()
+
+
+@torch.no_grad()
+def test_generation_continues_from_a_cache(model):
+    whole = model.generate(pixel_values=images(), **NO_EOS)
+    outputs = model(whole[:, :4], images(), use_cache=True)
+    cache = outputs.past_key_values
+    cache.crop(-1)
+    assert isinstance(cache, EncoderDecoderCache)
+    rest = model.generate(whole[:, :4], past_key_values=cache, max_new_tokens=5, eos_token_id=None)
+    assert rest.tolist() == whole.tolist()
+
+
+def test_compiled_static_generation_equals_eager():
+    model = tiny_model()
+    expected = model.generate(pixel_values=images(), **NO_EOS)
+    model.forward = torch.compile(model.forward, backend="aot_eager", fullgraph=True)
+    found = model.generate(pixel_values=images(), cache_implementation="static", **NO_EOS)
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, r"`pixel_values` .*is missing"),
+        ({"pixel_values": images(2), "input_ids": torch.ones(3, 2, dtype=torch.long)}, r"3 prompts and 2 images"),
+        ({"pixel_values": images(1), "max_new_tokens": 40}, r"context is 12 tokens"),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model().generate(**inputs)
+
+
+def test_forward_refuses_a_cache_without_room_for_the_image():
+    with pytest.raises(ValueError, match=r"`past_key_values` must be an `EncoderDecoderCache`.*DynamicCache"):
+        tiny_model()(torch.ones(1, 2, dtype=torch.long), images(1), past_key_values=DynamicCache())

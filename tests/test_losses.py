@@ -1,0 +1,116 @@
+"""Losses against their definitions, in memory, and across processes."""
+
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from tests.conftest import random_batch, tiny_model
+from triptych.modeling.losses import captioning_loss, contrastive_loss
+
+
+def test_contrastive_loss_is_the_definition_and_sum_is_twice_the_mean():
+    torch.manual_seed(0)
+    images, texts = (nn.functional.normalize(torch.randn(6, 8), dim=-1) for _ in range(2))
+    scale = torch.tensor(9.0)
+    logits = scale * images @ texts.T
+    image_to_text = -(logits.diagonal() - logits.logsumexp(dim=1)).mean()
+    text_to_image = -(logits.diagonal() - logits.logsumexp(dim=0)).mean()
+    torch.testing.assert_close(contrastive_loss(images, texts, scale), (image_to_text + text_to_image) / 2)
+    torch.testing.assert_close(contrastive_loss(images, texts, scale, "sum"), image_to_text + text_to_image)
+
+
+def test_chunked_captioning_loss_equals_the_plain_one_in_value_and_gradient():
+    torch.manual_seed(0)
+    head = nn.Linear(16, 50)
+    states = torch.randn(3, 9, 16, requires_grad=True)
+    labels = torch.randint(0, 50, (3, 9))
+    labels[1, 4:] = -100
+    logits = head(states)[:, :-1].flatten(0, 1)
+    expected = nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+    expected_grads = torch.autograd.grad(expected, [states, *head.parameters()])
+    for chunk_size in (1, 7, 1000):
+        loss = captioning_loss(states, labels, head, chunk_size=chunk_size)
+        torch.testing.assert_close(loss, expected)
+        for found, wanted in zip(torch.autograd.grad(loss, [states, *head.parameters()]), expected_grads, strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_captioning_loss_without_a_supervised_token_is_zero_and_touches_the_head():
+    head, states = nn.Linear(4, 5), torch.randn(1, 3, 4, requires_grad=True)
+    loss = captioning_loss(states, torch.full((1, 3), -100), head)
+    loss.backward()
+    assert loss.item() == 0
+    assert head.weight.grad is not None
+
+
+class _LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Remembers how many elements the largest tensor had that any operation returned, forward or backward."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, (tuple, list)) else [output]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return output
+
+
+def test_no_tensor_grows_with_batch_times_length_times_vocabulary():
+    vocabulary, chunk_size = 4096, 64
+    head = nn.Linear(8, vocabulary)
+    sizes = []
+    for batch_size in (8, 64):
+        states = torch.randn(batch_size, 33, 8, requires_grad=True)
+        with _LargestTensor() as mode:
+            captioning_loss(states, torch.ones(batch_size, 33, dtype=torch.long), head, chunk_size=chunk_size).backward()
+        sizes.append(mode.largest)
+    assert sizes[0] == sizes[1] == chunk_size * vocabulary
+
+
+def _joint_step(rank: int, world_size: int, port: int, queue) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+    model = tiny_model().train()
+    wrapped = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
+    batch = random_batch(model.config, lengths=(5, 12, 8, 3))
+    share = 4 // world_size
+    outputs = wrapped(**{key: value[rank * share : (rank + 1) * share] for key, value in batch.items()})
+    outputs.loss.backward()
+    losses = torch.stack([outputs.contrastive_loss, outputs.caption_loss]).detach()
+    torch.distributed.all_reduce(losses)
+    if rank == 0:
+        grads = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+        queue.put(((losses / world_size).numpy(), grads))
+        queue.join()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _run(world_size: int) -> tuple:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.JoinableQueue()
+    processes = [context.Process(target=_joint_step, args=(rank, world_size, port, queue)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    result = queue.get(timeout=120)
+    queue.task_done()
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    return result
+
+
+def test_two_processes_equal_one_with_the_same_global_batch():
+    # Captions differ in length between the processes, so a mean of per-process means would be wrong.
+    (one_losses, one), (two_losses, two) = _run(1), _run(2)
+    torch.testing.assert_close(torch.from_numpy(two_losses), torch.from_numpy(one_losses), atol=1e-5, rtol=0)
+    for name, gradient in one.items():
+        torch.testing.assert_close(torch.from_numpy(two[name]), torch.from_numpy(gradient), atol=1e-5, rtol=1e-4)

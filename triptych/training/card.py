@@ -1,0 +1,83 @@
+"""What a model card says about a training run. Every number in it was measured by that run."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from triptych.hub import describe_machine
+from triptych.training import openmoji
+from triptych.training.optimization import TrainingState
+
+
+_SOURCES = """\
+- GRR-CoCa: Patock et al. 2025, [arXiv 2507.18009](https://arxiv.org/abs/2507.18009). The dimensions and the recipe of
+  the paper are not known to us; this checkpoint reproduces none of its numbers.
+- CoCa: Yu et al. 2022, [arXiv 2205.01917](https://arxiv.org/abs/2205.01917).
+- Code: triptych, Apache-2.0."""
+
+
+def pretraining_card(
+    model: PreTrainedModel,
+    metrics: dict[str, float],
+    arguments: dict[str, Any],
+    state: TrainingState,
+    train_seconds: float,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Fields of the card template for a run of `examples/pretrain.py`."""
+    is_openmoji = arguments["dataset"] == "openmoji"
+    origin = arguments["model_name_or_path"] or f"preset {arguments['preset']}, from scratch"
+    dataset = "OpenMoji captions" if is_openmoji else arguments["dataset"]
+    name = Path(arguments["output_dir"]).resolve().name
+    batch_size = arguments["batch_size"] * accelerator.num_processes * arguments["gradient_accumulation_steps"]
+    if is_openmoji:
+        license_id = openmoji.LICENSE
+        data_statement = (
+            f"Drawings: OpenMoji ({openmoji.SOURCE_URL}). {openmoji.ATTRIBUTION}. Captions: Unicode CLDR short names. "
+            "The weights were trained on CC BY-SA 4.0 material and are published under the same licence."
+        )
+        limits = (
+            "The model knows flat emoji drawings on white and their names, nothing else: photographs are out of its "
+            "domain. A concept without a relative in the training split is named wrongly. Skin tones and genders in its "
+            "captions are those of Unicode's names, not statements about people."
+        )
+    else:
+        license_id = arguments["dataset_license"]
+        data_statement = f"Trained on {dataset}; licence of the data: {license_id}."
+        limits = "Not assessed beyond the numbers above. Expect the biases of the training captions."
+    return {
+        "name": name,
+        "repo": name,
+        "license": license_id if license_id != "unknown" else None,
+        "language": "en" if is_openmoji else None,
+        "dataset_ids": None if is_openmoji or Path(dataset).exists() else [dataset],
+        "summary": (
+            f"A contrastive captioner ({model.config.model_type}, {model.num_parameters() / 1e6:.1f} M parameters, {origin}), "
+            f"trained on {dataset}: it writes captions, and embeds images and texts in one space."
+        ),
+        "training": {
+            "data": f"{dataset}, training split",
+            "pairs seen": f"{state.step * batch_size:,} ({arguments['num_epochs']} epochs, batch {batch_size})",
+            "optimiser": (
+                f"AdamW, peak learning rate {arguments['learning_rate']}, weight decay {arguments['weight_decay']} on "
+                f"matrices, cosine schedule with {arguments['warmup_ratio']:.0%} warm-up"
+            ),
+            "loss": (
+                f"{model.config.contrastive_loss_weight:g} x contrastive + {model.config.caption_loss_weight:g} x captioning"
+            ),
+            "precision": accelerator.mixed_precision if accelerator.mixed_precision != "no" else "fp32",
+            "seed": arguments["seed"],
+            "corrupt images skipped": state.num_skipped,
+            "time": f"{train_seconds / 60:.1f} min on {describe_machine()}",
+        },
+        "evaluation_data": f"the held-out split of {dataset} ({metrics['num_eval_images']} pairs)",
+        "metrics": metrics,
+        "data_statement": data_statement,
+        "limits": limits,
+        "sources": _SOURCES,
+    }
+
+
+__all__ = ["pretraining_card"]

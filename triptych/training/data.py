@@ -1,0 +1,176 @@
+"""Image-caption pairs from any source, as the model wants them."""
+
+import io
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import torch
+from datasets import DatasetDict, load_dataset
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from triptych.training.openmoji import load_openmoji_captions
+
+
+class CorruptImageError(ValueError):
+    """An image of the data set cannot be read."""
+
+
+def load_pairs(
+    name: str,
+    config_name: str | None = None,
+    image_column: str = "image",
+    caption_column: str = "caption",
+    image_size: int = 96,
+    eval_split: str = "test",
+    eval_fraction: float = 0.05,
+    seed: int = 0,
+) -> DatasetDict:
+    """Load image-caption pairs with the splits `train` and `test`.
+
+    Args:
+        name (`str`):
+            `"openmoji"` (built from installed packages), a folder of images with `metadata.csv` or `metadata.jsonl`, a
+            folder of parquet files or a single one, or a data set on the Hub.
+        config_name (`str`, *optional*): Configuration of a Hub data set.
+        image_column, caption_column (`str`): Columns to read. A caption may be a list of captions.
+        image_size (`int`): Size at which OpenMoji is rendered, in pixels.
+        eval_split (`str`): Split to evaluate on. If the data set has none of this name, a fixed share of the training
+            split is held out.
+        eval_fraction (`float`): That share.
+        seed (`int`): Seed of that split.
+
+    Raises:
+        ValueError: If the data set has no training split or lacks a column.
+    """
+    if name == "openmoji":
+        data = load_openmoji_captions(image_size)
+    else:
+        path = Path(name)
+        if path.is_file():
+            data = load_dataset("parquet", data_files=str(path))
+        elif path.is_dir() and any(path.rglob("*.parquet")):
+            data = load_dataset("parquet", data_dir=str(path))
+        elif path.is_dir():
+            data = load_dataset("imagefolder", data_dir=str(path))
+        else:
+            data = load_dataset(name, config_name)
+    if "train" not in data:
+        raise ValueError(f"Data set {name!r} has no split 'train', only {sorted(data)}.")
+    for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
+        if column not in data["train"].column_names:
+            raise ValueError(
+                f"`{argument}={column!r}` is not a column of {name!r}; it has {', '.join(data['train'].column_names)}."
+            )
+    if eval_split not in data:
+        parts = data["train"].train_test_split(test_size=eval_fraction, seed=seed)
+        return DatasetDict(train=parts["train"], test=parts["test"])
+    return DatasetDict(train=data["train"], test=data[eval_split])
+
+
+class ImageCaptionDataset(Dataset):
+    """Rows of a `datasets` data set as (RGB image, caption), decoded one by one so that a bad file can be named.
+
+    Args:
+        data (`datasets.Dataset`): With an image and a caption column.
+        image_column, caption_column (`str`): Their names.
+        all_captions (`bool`): Where a caption is a list: one pair per caption (training), or the first (evaluation).
+        crop_scale (`float`): Smallest share of the area that a random training crop keeps; 1.0 crops nothing.
+        on_corrupt_image (`"error"` or `"skip"`): Stop with the image's name, or take the next pair instead and count.
+        seed (`int`): Seed of the crops, which depend on seed, epoch and row only.
+    """
+
+    def __init__(
+        self,
+        data: datasets.Dataset,
+        image_column: str = "image",
+        caption_column: str = "caption",
+        all_captions: bool = False,
+        crop_scale: float = 1.0,
+        on_corrupt_image: Literal["error", "skip"] = "error",
+        seed: int = 0,
+    ):
+        self.data = data.select_columns([image_column, caption_column]).cast_column(
+            image_column, datasets.Image(decode=False)
+        )
+        self.image_column, self.caption_column = image_column, caption_column
+        self.crop_scale, self.on_corrupt_image, self.seed, self.epoch = crop_scale, on_corrupt_image, seed, 0
+        captions = data[caption_column]
+        self.pairs = [
+            (row, position)
+            for row, caption in enumerate(captions)
+            for position in range(len(caption) if all_captions and not isinstance(caption, str) else 1)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the random crops; call it before iterating."""
+        self.epoch = epoch
+
+    def _decode(self, image: dict[str, Any], row: int) -> Image.Image:
+        try:
+            source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+            with Image.open(source) as opened:
+                return opened.convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
+            name = (image or {}).get("path") or "without a file name"
+            raise CorruptImageError(f"Image {name} (row {row}) cannot be read: {error}") from error
+
+    def _crop(self, image: Image.Image, index: int) -> Image.Image:
+        rng = random.Random(f"{self.seed}-{self.epoch}-{index}")
+        side = rng.uniform(self.crop_scale, 1.0) ** 0.5
+        width, height = max(1, round(side * image.width)), max(1, round(side * image.height))
+        left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+        return image.crop((left, top, left + width, top + height))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        num_skipped = 0
+        while True:
+            row, position = self.pairs[(index + num_skipped) % len(self.pairs)]
+            item = self.data[row]
+            try:
+                image = self._decode(item[self.image_column], row)
+                break
+            except CorruptImageError:
+                num_skipped += 1
+                if self.on_corrupt_image == "error" or num_skipped == len(self.pairs):
+                    raise
+        if self.crop_scale < 1.0:
+            image = self._crop(image, index)
+        caption = item[self.caption_column]
+        caption = caption if isinstance(caption, str) else caption[position]
+        return {"image": image, "caption": caption, "num_skipped": num_skipped}
+
+
+class PairCollator:
+    """Batch pairs through the processor; `labels` are the token ids with padding replaced by -100.
+
+    Args:
+        processor (`ProcessorMixin`): Of the model.
+        truncation (`bool`): Cut captions longer than the context instead of stopping at them.
+    """
+
+    def __init__(self, processor: ProcessorMixin, truncation: bool = False):
+        self.processor = processor
+        self.truncation = truncation
+
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.processor(
+            images=[pair["image"] for pair in pairs],
+            text=[pair["caption"] for pair in pairs],
+            padding="longest",
+            truncation=self.truncation,
+            return_tensors="pt",
+        )
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        num_skipped = torch.tensor(sum(pair["num_skipped"] for pair in pairs))
+        return {**batch, "labels": labels, "num_skipped": num_skipped}
+
+
+__all__ = ["CorruptImageError", "ImageCaptionDataset", "PairCollator", "load_pairs"]

@@ -1,0 +1,112 @@
+"""Evaluation of contrastive captioners on held-out pairs. All numbers are flat, so they can go to any tracker."""
+
+import math
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+
+from triptych.modeling.losses import contrastive_loss
+from triptych.training.data import PairCollator
+
+
+def retrieval_ranks(similarity: torch.Tensor) -> torch.Tensor:
+    """Rank (0 = first) of the matching candidate of every query; ties count against it.
+
+    Args:
+        similarity (`torch.Tensor` of shape `(num_queries, num_candidates)`): Query i matches candidate i.
+
+    Returns:
+        `torch.LongTensor` of shape `(num_queries,)`.
+    """
+    target = similarity.diagonal()[:, None]
+    return (similarity >= target).sum(dim=1) - 1
+
+
+def retrieval_recalls(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> dict[str, float]:
+    """Recall@1, 5, 10 and median rank, both ways, over all pairs at once.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Normalised image embeddings.
+        text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Normalised embeddings of their captions.
+    """
+    similarity = text_embeds @ image_embeds.T
+    results = {}
+    for name, scores in (("text_to_image", similarity), ("image_to_text", similarity.T)):
+        ranks = retrieval_ranks(scores)
+        for k in (1, 5, 10):
+            results[f"{name}_recall@{k}"] = (ranks < k).float().mean().item()
+        results[f"{name}_median_rank"] = ranks.float().median().item() + 1
+    return results
+
+
+@torch.no_grad()
+def evaluate_pairs(
+    model: torch.nn.Module,
+    dataset: Dataset,
+    collator: PairCollator,
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int = 0,
+) -> dict[str, float]:
+    """Evaluate a contrastive captioner on every pair of a data set, spread over the processes.
+
+    Args:
+        model: A captioner; returns embeddings and both losses when given labels.
+        dataset: Held-out pairs.
+        collator: Of the same processor as in training.
+        accelerator: Of this run.
+        batch_size (`int`): Pairs per batch, and the number of candidates in the contrastive loss (whose chance level is
+            ln(batch_size)); a last partial batch does not count there.
+        num_workers (`int`): Processes that decode images.
+
+    Returns:
+        `contrastive_loss`, `caption_loss` (nats per token), `perplexity` (exp of the token-weighted mean over the split),
+        `coca_loss` (weighted sum), recalls and median ranks both ways, and what they were measured on.
+    """
+    unwrapped = accelerator.unwrap_model(model)
+    was_training = model.training
+    model.eval()
+    with accelerator.split_between_processes(list(range(len(dataset)))) as indices:
+        loader = DataLoader(Subset(dataset, indices), batch_size=batch_size, collate_fn=collator, num_workers=num_workers)
+        image_embeds, text_embeds, nll, num_tokens = [], [], 0.0, 0
+        for batch in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
+            batch.pop("num_skipped")
+            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
+            with accelerator.autocast():
+                outputs = model(**batch, skip_logits=True)
+            batch_tokens = (batch["labels"][:, 1:] != -100).sum().item()
+            nll += outputs.caption_loss.item() * batch_tokens
+            num_tokens += batch_tokens
+            image_embeds.append(outputs.image_embeds.float().cpu())
+            embeds = outputs.text_embeds
+            if embeds is None:  # a caption-only loss leaves them out
+                features = unwrapped.get_text_features(batch["input_ids"], attention_mask=batch["attention_mask"])
+                embeds = torch.nn.functional.normalize(features.pooler_output, dim=-1)
+            text_embeds.append(embeds.float().cpu())
+    parts = gather_object([(torch.cat(image_embeds), torch.cat(text_embeds), nll, num_tokens)])
+    model.train(was_training)
+
+    images, texts = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    caption_loss = sum(part[2] for part in parts) / sum(part[3] for part in parts)
+    batch_size = min(batch_size, len(images))
+    config, scale = unwrapped.config, unwrapped.model.logit_scale.detach().exp().cpu()
+    losses = [
+        contrastive_loss(images[start : start + batch_size], texts[start : start + batch_size], scale, config.contrastive_reduction)
+        for start in range(0, len(images) - batch_size + 1, batch_size)
+    ]  # fmt: skip
+    contrastive = torch.stack(losses).mean().item()
+    return {
+        "contrastive_loss": contrastive,
+        "caption_loss": caption_loss,
+        "perplexity": math.exp(caption_loss),
+        "coca_loss": config.contrastive_loss_weight * contrastive + config.caption_loss_weight * caption_loss,
+        **retrieval_recalls(images, texts),
+        "contrastive_batch_size": batch_size,
+        "num_eval_images": len(images),
+    }
+
+
+__all__ = ["evaluate_pairs", "retrieval_ranks", "retrieval_recalls"]
