@@ -35,7 +35,7 @@ from triptych.hub import save_repository
 from triptych.training.card import pretraining_card
 from triptych.training.checkpoints import latest_checkpoint, save_checkpoint
 from triptych.training.data import ImageCaptionDataset, PairCollator, load_pairs
-from triptych.training.evaluation import evaluate_pairs
+from triptych.training.evaluation import evaluate_captions, evaluate_pairs
 from triptych.training.optimization import TrainingState, best_precision, clamp_logit_scale, weight_decay_groups
 from triptych.training.tokenizer import train_tokenizer
 
@@ -62,26 +62,30 @@ class Arguments:
         default="error", metadata={"help": "Stop at an unreadable image, or take the next pair and count."}
     )
     crop_scale: float = field(default=0.8, metadata={"help": "Smallest area that a random training crop keeps."})
-    num_epochs: int = field(default=30, metadata={"help": "Passes over the training split."})
+    num_epochs: int = field(default=16, metadata={"help": "Passes over the training split."})
     batch_size: int = field(default=64, metadata={"help": "Pairs per process and step."})
     gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Batches per optimiser step. Negatives come from one batch, not from all of them."}
+        default=1,
+        metadata={"help": "Batches per optimiser step. Negatives come from one batch, not from all of them."},
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     warmup_ratio: float = field(default=0.05, metadata={"help": "Share of the steps with a rising learning rate."})
     weight_decay: float = field(default=0.1, metadata={"help": "Decay of matrices; nothing else decays."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Second moment decay of AdamW."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout after attention and feed-forward layers."})
-    ema_decay: float | None = field(default=None, metadata={"help": "Average the weights with this decay, and keep them."})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Average the weights with this decay, and keep them."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade time for memory."})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, eager, ... Default: sdpa; eager on a CPU, faster there on short inputs."}
+        default=None,
+        metadata={"help": "sdpa, eager, ... Default: sdpa; eager on a CPU, faster there on short inputs."},
     )
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = field(
         default="auto", metadata={"help": "auto: bf16 where the hardware multiplies it natively."}
     )
-    eval_epochs: int = field(default=5, metadata={"help": "Evaluate every so many epochs."})
+    eval_epochs: int = field(default=4, metadata={"help": "Evaluate every so many epochs."})
     eval_batch_size: int = field(default=64, metadata={"help": "Candidates in the reported contrastive loss."})
     checkpoint_steps: int = field(default=500, metadata={"help": "Optimiser steps between checkpoints; 0: none."})
     num_checkpoints: int = field(default=2, metadata={"help": "Checkpoints to keep."})
@@ -106,9 +110,7 @@ def build(args: Arguments, config: GrrCocaConfig, captions: list) -> tuple:
     text.pad_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
     text.eos_token_id = tokenizer.eos_token_id
     size = config.vision_config.image_size
-    image_processor = CLIPImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    )
+    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     text.hidden_dropout = config.vision_config.hidden_dropout = args.dropout
     model = GrrCocaForConditionalGeneration._from_config(config)
     return model, GrrCocaProcessor(image_processor, tokenizer)
@@ -149,7 +151,9 @@ def main() -> None:
         model, processor = build(args, config, data["train"][args.caption_column])
     if checkpoint is not None:
         processor = AutoProcessor.from_pretrained(checkpoint / "processor")
-    model.set_attn_implementation(args.attn_implementation or ("eager" if accelerator.device.type == "cpu" else "sdpa"))
+    model.set_attn_implementation(
+        args.attn_implementation or ("eager" if accelerator.device.type == "cpu" else "sdpa")
+    )
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
 
@@ -177,6 +181,8 @@ def main() -> None:
         collate_fn=collator,
         num_workers=args.num_workers,
         pin_memory=torch.cuda.is_available(),
+        # Its own generator: the global one belongs to dropout, which a resumed run must continue exactly.
+        generator=torch.Generator().manual_seed(args.seed),
     )
 
     # Optimiser, schedule, averaging
@@ -272,12 +278,13 @@ def main() -> None:
     train_seconds = time.perf_counter() - started
 
     # The finished repository
+    final = accelerator.unwrap_model(model if ema is None else ema.module)
+    final.generation_config.max_new_tokens = min(24, config.max_position_embeddings - 1)
     results = evaluate()
+    results |= evaluate_captions(final, eval_set, processor, accelerator, args.eval_batch_size, args.num_workers)
     record({f"eval_{name}": value for name, value in results.items()})
     accelerator.end_training()
     if accelerator.is_main_process:
-        final = accelerator.unwrap_model(model if ema is None else ema.module)
-        final.generation_config.max_new_tokens = 24
         card = pretraining_card(final, results, asdict(args), state, train_seconds, accelerator)
         save_repository(output_dir, final, processor, card, {"eval_results.json": results})
         shutil.rmtree(checkpoints, ignore_errors=True)

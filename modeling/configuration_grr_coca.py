@@ -267,7 +267,9 @@ class GrrCocaConfig(PreTrainedConfig):
         """
         if name not in GRR_COCA_PRESETS:
             raise ValueError(f"Unknown preset {name!r}. Available: {', '.join(sorted(GRR_COCA_PRESETS))}.")
-        fields = {key: dict(value) if isinstance(value, dict) else value for key, value in GRR_COCA_PRESETS[name].items()}
+        fields = {
+            key: dict(value) if isinstance(value, dict) else value for key, value in GRR_COCA_PRESETS[name].items()
+        }
         for key, value in overrides.items():
             target = cls.sub_configs.get(key)
             known = target.__dataclass_fields__ if target else cls.__dataclass_fields__
@@ -281,7 +283,7 @@ class GrrCocaConfig(PreTrainedConfig):
 # width, heads of each tower; layers; image and patch size in pixels; queries of the caption pooler
 _SIZES = {
     # Small enough for a CPU: the demo's size.
-    "tiny": {"hidden_size": 192, "heads": 3, "vision_layers": 4, "text_layers": 2, "image_size": 96, "patch_size": 12, "queries": 32},
+    "tiny": {"hidden_size": 192, "heads": 3, "vision_layers": 4, "text_layers": 2, "image_size": 96, "patch_size": 16, "queries": 32},
     # Dimensions of CoCa-Base at ViT-B/16's resolution.
     "base": {"hidden_size": 768, "heads": 12, "vision_layers": 12, "text_layers": 12, "image_size": 224, "patch_size": 16, "queries": 256},
     # Dimensions of CoCa-Large at ViT-L/14's resolution.

@@ -366,7 +366,10 @@ class GrrCocaTextModel(GrrCocaPreTrainedModel):
             # The last row belongs to the CLS token.
             self.position_embedding = nn.Embedding(config.max_position_embeddings + 1, config.hidden_size)
         self.layers = nn.ModuleList(
-            [SelfAttentionBlock(config, is_causal=True, layer_idx=index) for index in range(config.num_unimodal_layers)]
+            [
+                SelfAttentionBlock(config, is_causal=True, layer_idx=index)
+                for index in range(config.num_unimodal_layers)
+            ]
         )
         self.final_layer_norm = build_norm(config)
         self.gradient_checkpointing = False
@@ -378,7 +381,9 @@ class GrrCocaTextModel(GrrCocaPreTrainedModel):
         name, inputs = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
         longest = self.config.max_position_embeddings
         if inputs.ndim < 2 or 0 in inputs.shape[:2]:
-            raise ValueError(f"`{name}` must hold at least one text of at least one token, got shape {tuple(inputs.shape)}.")
+            raise ValueError(
+                f"`{name}` must hold at least one text of at least one token, got shape {tuple(inputs.shape)}."
+            )
         if inputs.shape[1] > longest:
             raise ValueError(f"`{name}` holds texts of {inputs.shape[1]} tokens, the context is {longest} tokens.")
         # On an accelerator this check would stall the queue; there the embedding's own assertion fires.
@@ -424,7 +429,9 @@ class GrrCocaTextModel(GrrCocaPreTrainedModel):
         if input_ids is None:
             raise ValueError('`cls_mask_mode="legacy"` needs `input_ids`, got `inputs_embeds`.')
         is_token = attention_mask.bool()
-        opens_key = ~is_token | (input_ids != self.config.pad_token_id)  # whether token j lets the CLS row see key j + 1
+        opens_key = ~is_token | (
+            input_ids != self.config.pad_token_id
+        )  # whether token j lets the CLS row see key j + 1
         opens_key = torch.cat([torch.ones_like(is_token[:, :1]), opens_key], dim=1)
         last_token_opens = (is_token & (position_ids == num_tokens - 1) & ~opens_key[:, 1:]).sum(1, keepdim=True) == 0
         is_full = num_tokens == longest
@@ -602,14 +609,14 @@ class GrrCocaModel(GrrCocaPreTrainedModel):
     checkpoint serves [`GrrCocaForConditionalGeneration`] too.
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012  (a captioner's checkpoint)
+
     def __init__(self, config: GrrCocaConfig):
         super().__init__(config)
         self.vision_model = GrrCocaVisionModel._from_config(config.vision_config)
         self.text_model = GrrCocaTextModel._from_config(config.text_config)
         self.multimodal_decoder = GrrCocaMultimodalDecoder._from_config(config.text_config)
-        self.visual_projection = nn.Linear(
-            config.vision_config.pooler_hidden_size, config.projection_dim, bias=False
-        )
+        self.visual_projection = nn.Linear(config.vision_config.pooler_hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()

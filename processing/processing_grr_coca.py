@@ -1,8 +1,18 @@
 """Processor of GRR-CoCa: images through transformers' CLIP image processor, texts through any tokenizer."""
 
 from PIL import Image
-from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessorMixin
+
+
+def _flatten(images):
+    """Single images out of an image, a list of images, lists of them, or an array of several."""
+    if isinstance(images, (list, tuple)):
+        for image in images:
+            yield from _flatten(image)
+    elif not isinstance(images, Image.Image) and images.ndim == 4:
+        yield from images
+    else:
+        yield images
 
 
 def check_images(images) -> None:
@@ -13,7 +23,7 @@ def check_images(images) -> None:
     Raises:
         ValueError: If there is no image, or one is empty or has another number of channels.
     """
-    images = make_flat_list_of_images(images)
+    images = list(_flatten(images))
     if not images:
         raise ValueError("`images` is empty; expected at least one image.")
     for index, image in enumerate(images):

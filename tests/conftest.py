@@ -20,7 +20,13 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models gain nothing from more, and pytest-xdist runs one process per core
 
-CAPTIONS = ["a red heart", "a green apple", "woman firefighter: medium skin tone", "flag: Kuwait", "a blue whale swims"]
+CAPTIONS = [
+    "a red heart",
+    "a green apple",
+    "woman firefighter: medium skin tone",
+    "flag: Kuwait",
+    "a blue whale swims",
+]
 
 # What differs from the tiny GRR-CoCa below; every open point of the paper appears in at least one variant.
 VARIANTS = {

@@ -25,7 +25,10 @@ def build_on_meta(preset: str) -> GrrCocaForConditionalGeneration:
 def test_every_key_of_every_preset_is_a_field(name):
     # A misspelt keyword would become a silent attribute.
     preset = GRR_COCA_PRESETS[name]
-    for key, config_class in (("vision_config", triptych.GrrCocaVisionConfig), ("text_config", triptych.GrrCocaTextConfig)):
+    for key, config_class in (
+        ("vision_config", triptych.GrrCocaVisionConfig),
+        ("text_config", triptych.GrrCocaTextConfig),
+    ):
         fields = {field.name for field in dataclasses.fields(config_class)}
         assert set(preset[key]) <= fields
     GrrCocaConfig.from_preset(name)
@@ -82,7 +85,10 @@ def test_round_trip_and_sub_config_loading(tmp_path, variant):
         (lambda: tiny_config(vision_config={"image_size": 18}), "image_size.*18 and 4"),
         (lambda: tiny_config(vision_config={"pooler_hidden_size": 16}), "pooler_hidden_size.*16 and 32"),
         (lambda: tiny_config(text_config={"num_multimodal_layers": 0}), "num_multimodal_layers.*got 0"),
-        (lambda: tiny_config(vision_config={"hidden_size": 36, "position_embedding_type": "rope_2d"}), "multiple of 4.*18"),
+        (
+            lambda: tiny_config(vision_config={"hidden_size": 36, "position_embedding_type": "rope_2d"}),
+            "multiple of 4.*18",
+        ),
         (lambda: tiny_config(vision_config={"norm_type": "batchnorm"}), "norm_type"),
     ],
 )

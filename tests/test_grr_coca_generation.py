@@ -59,7 +59,9 @@ def test_every_mode_equals_its_cacheless_run(model, mode, prompted):
     set_seed(0)
     cached = model.generate(**inputs, **options)
     set_seed(0)
-    options = {key: value for key, value in options.items() if key not in ("cache_implementation", "prompt_lookup_num_tokens")}
+    options = {
+        key: value for key, value in options.items() if key not in ("cache_implementation", "prompt_lookup_num_tokens")
+    }
     assert cached.tolist() == model.generate(**inputs, **options, use_cache=False).tolist()
 
 

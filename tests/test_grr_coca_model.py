@@ -197,7 +197,7 @@ def test_fresh_models_are_initialised_everywhere(variant):
             assert 0.7 < parameter.std() < 1.3, name
         elif parameter.ndim >= 2 or name.endswith(("cls_token", "class_embedding")):
             assert 0.01 < parameter.std() < 0.03, name
-        elif name.endswith("norm.weight") or "layer_norm" in name and name.endswith("weight"):
+        elif name.endswith("norm.weight") or ("layer_norm" in name and name.endswith("weight")):
             assert (parameter == 1).all(), name
     assert model.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
 
@@ -346,7 +346,10 @@ def test_overfits_eight_pairs():
         ({"pixel_values": None}, r"`pixel_values` .*is missing"),
         ({"input_ids": torch.full((3, 12), 64)}, r"`input_ids` must lie between 0 and 63, got ids from 64 to 64"),
         ({"input_ids": torch.full((3, 12), -1)}, r"`input_ids` must lie between 0 and 63"),
-        ({"input_ids": torch.ones(3, 13, dtype=torch.long)}, r"`input_ids` holds texts of 13 tokens, the context is 12"),
+        (
+            {"input_ids": torch.ones(3, 13, dtype=torch.long)},
+            r"`input_ids` holds texts of 13 tokens, the context is 12",
+        ),
         ({"input_ids": torch.ones(0, 4, dtype=torch.long)}, r"`input_ids` must hold at least one text"),
         ({"labels": torch.full((3, 12), 64)}, r"`labels` must be -100 or lie between 0 and 63"),
         ({"labels": torch.full((3, 11), 5)}, r"`labels`.*expected shape \(3, 12\), got \(3, 11\)"),

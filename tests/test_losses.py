@@ -63,7 +63,9 @@ def test_no_tensor_grows_with_batch_times_length_times_vocabulary():
     for batch_size in (8, 64):
         states = torch.randn(batch_size, 33, 8, requires_grad=True)
         with _LargestTensor() as mode:
-            captioning_loss(states, torch.ones(batch_size, 33, dtype=torch.long), head, chunk_size=chunk_size).backward()
+            captioning_loss(
+                states, torch.ones(batch_size, 33, dtype=torch.long), head, chunk_size=chunk_size
+            ).backward()
         sizes.append(mode.largest)
     assert sizes[0] == sizes[1] == chunk_size * vocabulary
 
@@ -97,7 +99,9 @@ def _run(world_size: int) -> tuple:
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     queue = context.JoinableQueue()
-    processes = [context.Process(target=_joint_step, args=(rank, world_size, port, queue)) for rank in range(world_size)]
+    processes = [
+        context.Process(target=_joint_step, args=(rank, world_size, port, queue)) for rank in range(world_size)
+    ]
     for process in processes:
         process.start()
     result = queue.get(timeout=120)

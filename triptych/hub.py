@@ -43,7 +43,7 @@ def _exported_code(model: PreTrainedModel, processor: ProcessorMixin | None) -> 
     model.config.auto_map = {
         name: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for name, cls in auto_classes.items()
     }
-    exported = [config_class, type(model)] + ([type(processor)] if processor is not None else [])
+    exported: list[Any] = [config_class, type(model)] + ([type(processor)] if processor is not None else [])
     config_class.register_for_auto_class()
     type(model).register_for_auto_class(own_name)
     if processor is not None:

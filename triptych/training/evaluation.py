@@ -1,15 +1,18 @@
 """Evaluation of contrastive captioners on held-out pairs. All numbers are flat, so they can go to any tracker."""
 
 import math
+import re
+from collections import Counter
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
+from transformers import ProcessorMixin
 
 from triptych.modeling.losses import contrastive_loss
-from triptych.training.data import PairCollator
+from triptych.training.data import ImageCaptionDataset, PairCollator
 
 
 def retrieval_ranks(similarity: torch.Tensor) -> torch.Tensor:
@@ -42,10 +45,50 @@ def retrieval_recalls(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> 
     return results
 
 
+def word_f1(generated: str, true: str) -> float:
+    """F1 of the words (as a multiset, lower case, without punctuation) of a generated against a true caption."""
+    found, wanted = (Counter(re.findall(r"\w+", text.lower())) for text in (generated, true))
+    overlap = (found & wanted).total()
+    return 2 * overlap / max(1, found.total() + wanted.total())
+
+
+@torch.no_grad()
+def evaluate_captions(
+    model: torch.nn.Module,
+    dataset: ImageCaptionDataset,
+    processor: ProcessorMixin,
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int = 0,
+) -> dict[str, float]:
+    """Caption every image greedily and compare with the true captions.
+
+    Returns:
+        `caption_exact_match`, the share of captions that equal the true one, and `caption_word_f1`, the mean of
+        [`word_f1`].
+    """
+    captioner = accelerator.unwrap_model(model)
+    was_training = captioner.training
+    captioner.eval()
+    scores: list[tuple[float, float]] = []
+    with accelerator.split_between_processes(list(range(len(dataset)))) as indices:
+        loader = DataLoader(Subset(dataset, indices), batch_size=batch_size, collate_fn=list, num_workers=num_workers)
+        for pairs in tqdm(loader, desc="caption", leave=False, disable=not accelerator.is_main_process):
+            inputs = processor(images=[pair["image"] for pair in pairs], return_tensors="pt").to(accelerator.device)
+            with accelerator.autocast():
+                ids = captioner.generate(**inputs)
+            for pair, text in zip(pairs, processor.batch_decode(ids, skip_special_tokens=True), strict=True):
+                generated, true = text.strip(), pair["caption"].strip()
+                scores.append((float(generated == true), word_f1(generated, true)))
+    captioner.train(was_training)
+    exact, overlap = torch.tensor(gather_object(scores)).mean(dim=0).tolist()
+    return {"caption_exact_match": exact, "caption_word_f1": overlap}
+
+
 @torch.no_grad()
 def evaluate_pairs(
     model: torch.nn.Module,
-    dataset: Dataset,
+    dataset: ImageCaptionDataset,
     collator: PairCollator,
     accelerator: Accelerator,
     batch_size: int,
@@ -70,7 +113,9 @@ def evaluate_pairs(
     was_training = model.training
     model.eval()
     with accelerator.split_between_processes(list(range(len(dataset)))) as indices:
-        loader = DataLoader(Subset(dataset, indices), batch_size=batch_size, collate_fn=collator, num_workers=num_workers)
+        loader = DataLoader(
+            Subset(dataset, indices), batch_size=batch_size, collate_fn=collator, num_workers=num_workers
+        )
         image_embeds, text_embeds, nll, num_tokens = [], [], 0.0, 0
         for batch in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
             batch.pop("num_skipped")
@@ -109,4 +154,4 @@ def evaluate_pairs(
     }
 
 
-__all__ = ["evaluate_pairs", "retrieval_ranks", "retrieval_recalls"]
+__all__ = ["evaluate_captions", "evaluate_pairs", "retrieval_ranks", "retrieval_recalls", "word_f1"]

@@ -1,0 +1,31 @@
+# Every target makes its own environment: `make demo` and `make test` work on a fresh clone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PREPARED := $(VENV)/.prepared
+
+.PHONY: demo test lint bench clean
+
+$(PREPARED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,demo,dev]"
+	touch $@
+
+demo: $(PREPARED)  ## Train a tiny GRR-CoCa on OpenMoji captions, write outputs/demo and its report
+	$(BIN)/python examples/pretrain.py --output_dir outputs/demo $(DEMO_ARGS)
+	$(BIN)/python examples/report.py outputs/demo
+
+test: $(PREPARED)  ## Run the tests, one process per core
+	$(BIN)/python -m pytest -n auto --dist worksteal $(TEST_ARGS)
+
+lint: $(PREPARED)  ## Lint, format check, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(PREPARED)  ## Measure speed and memory as ratios
+	$(BIN)/python benchmarks/captioning_cache.py
+	$(BIN)/python benchmarks/training_step.py
+
+clean:  ## Remove the environment and caches; outputs stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

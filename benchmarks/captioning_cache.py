@@ -1,0 +1,65 @@
+"""Captioning time with and without key-value cache, and with images encoded per beam: ratios of one run.
+
+python benchmarks/captioning_cache.py --preset grr-coca-base --num_images 4 --new_tokens 24
+"""
+
+import argparse
+import time
+
+import torch
+from transformers import EncoderDecoderCache
+
+from triptych import GRR_COCA_PRESETS, GrrCocaConfig, GrrCocaForConditionalGeneration
+from triptych.hub import describe_machine
+from triptych.modeling.modeling_grr_coca import ImageTextCache
+
+
+def median_seconds(function, repeats: int) -> float:
+    function()  # warm-up
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return sorted(times)[len(times) // 2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="grr-coca-tiny", choices=sorted(GRR_COCA_PRESETS))
+    parser.add_argument("--num_images", type=int, default=8)
+    parser.add_argument("--new_tokens", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5, help="the median of so many runs counts")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    model = GrrCocaForConditionalGeneration(GrrCocaConfig.from_preset(args.preset)).eval()
+    vision = model.config.vision_config
+    pixel_values = torch.randn(args.num_images, 3, vision.image_size, vision.image_size)
+    length = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens}
+    print(f"{args.preset}, {args.num_images} images, {args.new_tokens} tokens, fp32, {describe_machine()}")
+
+    def run(**options) -> float:
+        return median_seconds(lambda: model.generate(pixel_values=pixel_values, **length, **options), args.repeats)
+
+    print(f"{'search':<10} {'cache':>10} {'no cache':>10} {'ratio':>7}")
+    for name, beams in (("greedy", 1), ("6 beams", 6)):
+        cached, uncached = run(num_beams=beams), run(num_beams=beams, use_cache=False)
+        print(f"{name:<10} {cached:>8.3f} s {uncached:>8.3f} s {uncached / cached:>6.1f}x")
+
+    with torch.no_grad():
+        encode = median_seconds(lambda: model.get_image_features(pixel_values), args.repeats)
+        expanded = pixel_values.repeat_interleave(6, dim=0)
+        encode_expanded = median_seconds(lambda: model.get_image_features(expanded), args.repeats)
+    print(f"encoding images once instead of once per beam (6): {encode_expanded / encode:.1f}x less")
+
+    cached = run(num_beams=6)
+    reorder = ImageTextCache.reorder_cache
+    ImageTextCache.reorder_cache = EncoderDecoderCache.reorder_cache
+    both = run(num_beams=6)
+    ImageTextCache.reorder_cache = reorder
+    print(f"reordering the image's keys with the beams as well would take {both / cached:.2f}x the time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The layout's promises: what travels to the Hub may import only its own folder, and every script has help."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+TRAVELLING = sorted(path for folder in ("modeling", "processing") for path in (ROOT / folder).glob("*.py"))
+ALLOWED = {"torch", "transformers", "huggingface_hub", "PIL"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.name)
+def test_travelling_files_import_siblings_transformers_and_torch_only(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= ALLOWED
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert node.module.split(".")[0] in ALLOWED
+        elif isinstance(node, ast.ImportFrom):
+            # transformers copies the target of `from .name import`, nothing else.
+            assert node.level == 1
+            assert node.module
+            assert (path.parent / f"{node.module}.py").exists()
+
+
+def test_travelling_file_names_are_unique_and_flat():
+    names = [path.name for path in TRAVELLING if path.name != "__init__.py"]
+    assert len(names) == len(set(names))
+    for folder in ("modeling", "processing"):
+        assert not [path for path in (ROOT / folder).iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+def test_models_do_not_import_one_another():
+    for path in TRAVELLING:
+        if path.name.startswith("modeling_"):
+            source = path.read_text(encoding="utf-8")
+            family = path.stem.removeprefix("modeling_")
+            modules = {
+                node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.level
+            }
+            assert not {module for module in modules if module.startswith("modeling_")}
+            assert {module for module in modules if module.startswith("configuration_")} == {f"configuration_{family}"}
+
+
+def test_configuration_files_keep_their_field_checks():
+    # Postponed annotations would silently switch all field validation off.
+    for path in TRAVELLING:
+        if path.name.startswith("configuration_"):
+            assert "from __future__" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]), ids=lambda p: p.name
+)
+def test_every_script_explains_itself(path):
+    result = subprocess.run(
+        [sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--" in result.stdout

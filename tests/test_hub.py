@@ -1,0 +1,151 @@
+"""Repositories: complete, loadable where triptych is not, and never half-written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import triptych
+from tests.conftest import random_batch, tiny_model, tiny_processor
+from triptych import hub
+
+
+CARD = {
+    "name": "tiny",
+    "repo": "tiny",
+    "license": "cc-by-sa-4.0",
+    "language": "en",
+    "dataset_ids": None,
+    "summary": "A tiny model.",
+    "training": {"data": "none"},
+    "evaluation_data": "nothing",
+    "metrics": {"num_eval_images": 4, "contrastive_loss": 1.0},
+    "data_statement": "No data.",
+    "limits": "All.",
+    "sources": "None.",
+}
+
+# Runs where `import triptych` fails: a fresh interpreter that ignores site hooks of the editable install.
+STRANGER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("triptych", "modeling", "processing"):
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Blocker())
+import torch
+from transformers import (
+    AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification, AutoProcessor,
+)
+repo, batch_file, out_file = sys.argv[1:]
+batch = torch.load(batch_file, weights_only=True)
+found = {}
+for auto_class in (AutoModelForImageTextToText, AutoModelForPreTraining):
+    model = auto_class.from_pretrained(repo, trust_remote_code=True)
+    found[auto_class.__name__] = model(**batch).logits
+    found[f"{auto_class.__name__}.generate"] = model.generate(pixel_values=batch["pixel_values"], num_beams=2)
+batch.pop("labels")
+for auto_class in (AutoModel, AutoModelForZeroShotImageClassification):
+    found[auto_class.__name__] = auto_class.from_pretrained(repo, trust_remote_code=True)(**batch).logits_per_image
+processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
+found["text"] = processor(text="a red heart", return_tensors="pt")["input_ids"]
+assert AutoConfig.from_pretrained(repo, trust_remote_code=True).model_type == "grr_coca"
+assert not [name for name in sys.modules if name.split(".")[0] == "triptych"]
+torch.save(found, out_file)
+"""
+
+
+@pytest.mark.parametrize("save_from", ["head", "base"])
+def test_a_stranger_loads_it_through_every_auto_class_and_gets_the_same_numbers(tmp_path, save_from, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model, processor = tiny_model("grr-axial"), tiny_processor()
+    repo = hub.save_repository(tmp_path / "repo", model if save_from == "head" else model.model, processor, CARD)
+    files = {path.name for path in repo.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json", "processor_config.json"} <= files
+    assert {
+        "modeling_grr_coca.py",
+        "configuration_grr_coca.py",
+        "layers.py",
+        "losses.py",
+        "processing_grr_coca.py",
+    } <= files
+    auto_map = json.loads((repo / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == "modeling_grr_coca.GrrCocaModel"
+
+    batch = random_batch(model.config)
+    torch.save(batch, tmp_path / "batch.pt")
+    command = [sys.executable, "-c", STRANGER, str(repo), str(tmp_path / "batch.pt"), str(tmp_path / "out.pt")]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    with torch.no_grad():
+        expected = model(**batch)
+        if save_from == "head":
+            assert torch.equal(found["AutoModelForImageTextToText"], expected.logits)
+            assert torch.equal(found["AutoModelForPreTraining"], expected.logits)
+            ids = model.generate(pixel_values=batch["pixel_values"], num_beams=2)
+            assert torch.equal(found["AutoModelForImageTextToText.generate"], ids)
+        dual = model.model(batch["input_ids"], batch["pixel_values"], batch["attention_mask"])
+    assert torch.equal(found["AutoModel"], dual.logits_per_image)
+    assert torch.equal(found["AutoModelForZeroShotImageClassification"], dual.logits_per_image)
+    assert torch.equal(found["text"], processor(text="a red heart", return_tensors="pt")["input_ids"])
+
+
+def test_exporting_leaves_no_trace_on_later_saves(tmp_path):
+    model = tiny_model()
+    hub.save_repository(tmp_path / "repo", model, tiny_processor(), CARD)
+    model.save_pretrained(tmp_path / "plain")
+    assert not list((tmp_path / "plain").glob("*.py"))
+    assert "auto_map" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+
+
+def test_a_failed_export_leaves_nothing_that_looks_valid(tmp_path):
+    incomplete = {key: value for key, value in CARD.items() if key != "limits"}
+    with pytest.raises(Exception, match="limits"):
+        hub.save_repository(tmp_path / "repo", tiny_model(), tiny_processor(), incomplete)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replacing_a_repository_keeps_foreign_files_and_never_shows_a_mixture(tmp_path, monkeypatch):
+    repo = hub.save_repository(tmp_path / "repo", tiny_model(), tiny_processor(), CARD)
+    (repo / "notes.txt").write_text("mine")
+    moves = []
+    replace = hub.os.replace
+
+    def interrupted(source, target):
+        if len(moves) == 3:
+            raise KeyboardInterrupt
+        moves.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(hub.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        hub.save_repository(repo, tiny_model(seed=1), tiny_processor(), CARD)
+    assert not (repo / "config.json").exists()
+    monkeypatch.undo()
+    hub.save_repository(repo, tiny_model(seed=1), tiny_processor(), CARD)
+    assert (repo / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["repo"]
+    loaded = triptych.GrrCocaForConditionalGeneration.from_pretrained(repo)
+    assert torch.equal(loaded.lm_head.weight, tiny_model(seed=1).lm_head.weight)
+
+
+def test_the_card_states_licence_numbers_and_chance(tmp_path):
+    repo = hub.save_repository(
+        tmp_path / "repo", tiny_model(), tiny_processor(), CARD, {"eval_results.json": {"a": 1}}
+    )
+    card = (repo / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "license: cc-by-sa-4.0" in card
+    assert "| contrastive_loss | 1 |" in card
+    assert "0.2500" in card
+    assert json.loads((repo / "eval_results.json").read_text()) == {"a": 1}
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "repo").write_text("")
+    with pytest.raises(ValueError, match=r"`folder` must be a folder"):
+        hub.save_repository(tmp_path / "repo", tiny_model(), tiny_processor(), CARD)

@@ -1,0 +1,111 @@
+"""Every snippet a reader may copy runs: README, the model card, the command line."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import CLIPImageProcessor, HfArgumentParser
+from typer.testing import CliRunner
+
+import triptych
+from tests.conftest import CAPTIONS
+from tests.test_hub import CARD
+from triptych import hub
+from triptych.cli import app
+from triptych.training.openmoji import load_openmoji_captions
+from triptych.training.tokenizer import train_tokenizer
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """What `make demo` writes, untrained."""
+    config = triptych.GrrCocaConfig.from_preset("grr-coca-tiny")
+    captions = load_openmoji_captions(image_size=16)["train"]["caption"]
+    tokenizer = train_tokenizer(captions, vocab_size=1000, max_length=config.max_position_embeddings)
+    config.text_config.vocab_size = len(tokenizer)
+    config.text_config.bos_token_id, config.text_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    size = config.vision_config.image_size
+    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    model = triptych.GrrCocaForConditionalGeneration(config).eval()
+    model.generation_config.max_new_tokens = 8
+    processor = triptych.GrrCocaProcessor(image_processor, tokenizer)
+    return hub.save_repository(tmp_path_factory.mktemp("readme") / "demo", model, processor, CARD)
+
+
+def snippets(text: str) -> list[str]:
+    return re.findall(r"<!-- snippet: \w+ -->\n```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_readme_snippets_run_one_after_another(repository, capsys):
+    code = snippets(README)
+    assert len(code) == README.count("```python") == 4
+    namespace: dict = {}
+    for snippet in code:
+        exec(snippet.replace('"outputs/demo"', repr(str(repository))), namespace)
+    printed = capsys.readouterr().out
+    assert "torch.Size([4, 192])" in printed
+
+
+def test_readme_commands_name_real_flags_and_targets():
+    spec = importlib.util.spec_from_file_location("pretrain", ROOT / "examples" / "pretrain.py")
+    pretrain = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain"] = pretrain  # dataclass fields look their annotations up there
+    spec.loader.exec_module(pretrain)
+    command = re.search(r"<!-- command: train -->\n```bash\n(.*?)```", README, re.DOTALL).group(1)
+    arguments = shlex.split(command)[2:]
+    (parsed,) = HfArgumentParser(pretrain.Arguments).parse_args_into_dataclasses(arguments)
+    assert parsed.num_epochs == 30
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_links_of_the_documents_exist():
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_model_card_snippet_runs(repository, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30)).save("picture.png")
+    (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    exec(code.replace('repo = "tiny"', f"repo = {str(repository)!r}"), {})
+    assert capsys.readouterr().out.startswith("[")
+
+
+def test_command_line_captions_and_retrieves(repository, tmp_path):
+    for index in range(3):
+        Image.new("RGB", (40, 30), (80 * index, 0, 0)).save(tmp_path / f"{index}.png")
+    runner = CliRunner()
+    result = runner.invoke(
+        app, ["caption", str(tmp_path / "0.png"), "--model", str(repository), "--prompt", CAPTIONS[0]]
+    )
+    assert result.exit_code == 0, result.output
+    assert CAPTIONS[0] in result.output
+    result = runner.invoke(app, ["retrieve", "a red heart", str(tmp_path), "--model", str(repository), "--top", "2"])
+    assert result.exit_code == 0, result.output
+    assert result.output.replace("\n", "").count(".png") == 2
+
+
+def test_command_line_errors_are_one_line(repository, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    runner = CliRunner()
+    for arguments, message in [
+        (["caption", str(tmp_path / "broken.png"), "-m", str(repository)], "cannot be read"),
+        (["caption", str(tmp_path / "none.png"), "-m", str(repository)], "There is no image"),
+        (["retrieve", "x", str(tmp_path / "nowhere"), "-m", str(repository)], "is not a folder"),
+        (["retrieve", "x", str(tmp_path), "-m", str(tmp_path)], "cannot be loaded"),
+    ]:
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 2
+        assert message in result.output
+        assert "Traceback" not in result.output

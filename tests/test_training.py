@@ -1,0 +1,209 @@
+"""The training script end to end on a few pictures, exact resume, and what evaluation reports."""
+
+import csv
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from tests.conftest import tiny_model, tiny_processor
+from triptych.training.data import ImageCaptionDataset, PairCollator, load_pairs
+from triptych.training.evaluation import evaluate_pairs, retrieval_ranks, retrieval_recalls, word_f1
+from triptych.training.optimization import clamp_logit_scale, weight_decay_groups
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Forty squares of four colours in an imagefolder with captions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = random.Random(0)
+    colours = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "caption"])
+        for index in range(40):
+            name, colour = rng.choice(list(colours.items()))
+            shade = tuple(min(255, max(0, value + rng.randint(-20, 20))) for value in colour)
+            Image.new("RGB", (32, 32), shade).save(folder / f"{index:02}.png")
+            writer.writerow([f"{index:02}.png", f"a {name} square"])
+    return folder
+
+
+def command(pictures: Path, output_dir: Path, *extra: str) -> list[str]:
+    options = {
+        "output_dir": output_dir,
+        "dataset": pictures,
+        "num_epochs": 4,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "vocab_size": 300,
+        "dropout": 0.1,
+        "ema_decay": 0.9,
+        "eval_epochs": 100,
+        "eval_batch_size": 2,
+        "checkpoint_steps": 3,
+        "num_workers": 0,
+        "mixed_precision": "no",
+    }
+    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return [sys.executable, str(ROOT / "examples" / "pretrain.py"), *flags, *extra]
+
+
+def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        arguments, env=environment, capture_output=True, text=True, timeout=600, check=False, **kwargs
+    )
+
+
+def losses(output_dir: Path) -> list[float]:
+    rows = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory) -> Path:
+    output_dir = tmp_path_factory.mktemp("runs") / "whole"
+    result = run(command(pictures, output_dir))
+    assert result.returncode == 0, result.stderr
+    return output_dir
+
+
+def test_the_script_writes_a_complete_repository(finished):
+    files = {path.name for path in finished.iterdir()}
+    assert {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "README.md"} <= files
+    assert {"eval_results.json", "training_log.jsonl", "modeling_grr_coca.py"} <= files
+    assert not (finished / "checkpoints").exists()
+    results = json.loads((finished / "eval_results.json").read_text())
+    assert results["num_eval_images"] == 2
+    assert results["perplexity"] == pytest.approx(math.exp(results["caption_loss"]))
+    assert len(losses(finished)) == 4 * 5  # 38 pairs, 9 batches of 4, two to a step
+    assert losses(finished)[-1] < losses(finished)[0]
+
+
+def test_a_killed_run_resumes_to_the_same_losses(finished, pictures, tmp_path):
+    output_dir = tmp_path / "killed"
+    arguments = command(pictures, output_dir)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        # Killed after the second checkpoint (mid-epoch, with accumulation), some steps later.
+        deadline = time.monotonic() + 300
+        while not (output_dir / "training_log.jsonl").exists() or len(losses_so_far(output_dir)) < 8:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (output_dir / "config.json").exists()
+    result = run([*arguments, "--resume", "True"])
+    assert result.returncode == 0, result.stderr
+    assert "at step" in result.stdout
+    assert losses(output_dir) == losses(finished)
+    assert (output_dir / "eval_results.json").read_text() == (finished / "eval_results.json").read_text()
+
+
+def losses_so_far(output_dir: Path) -> list[str]:
+    """Complete lines only: the run may be writing."""
+    return (output_dir / "training_log.jsonl").read_text().split("\n")[:-1]
+
+
+def test_training_goes_on_from_a_finished_repository(finished, pictures, tmp_path):
+    arguments = command(pictures, tmp_path / "more", "--model_name_or_path", str(finished))
+    result = run([*arguments, "--num_epochs", "1"])
+    assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "more")[0] < losses(finished)[0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--preset", "grr-coca-huge"], "Unknown preset 'grr-coca-huge'"),
+        (["--resume", "True"], "There is no checkpoint to resume from"),
+        (["--caption_column", "text"], "is not a column"),
+        (["--batch_size", "64"], "needs at least 64 training pairs, the data set has 38"),
+    ],
+)
+def test_bad_requests_end_with_one_clear_line(pictures, tmp_path, extra, message):
+    result = run(command(pictures, tmp_path / "bad", *extra))
+    assert result.returncode != 0
+    assert message in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "bad" / "config.json").exists()
+
+
+def test_a_corrupt_picture_is_named(pictures, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in pictures.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes()[:70] if path.name == "07.png" else path.read_bytes())
+    result = run(command(broken, tmp_path / "stopped"))
+    assert result.returncode != 0
+    assert "07.png" in result.stderr
+    result = run(command(broken, tmp_path / "skipped", "--on_corrupt_image", "skip", "--num_epochs", "1"))
+    assert result.returncode == 0, result.stderr
+    card = (tmp_path / "skipped" / "README.md").read_text()
+    assert "corrupt images skipped: 1" in card
+
+
+def test_recalls_and_ranks_on_a_known_case():
+    similarity = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.5, 0.6], [0.3, 0.3, 0.3]])
+    assert retrieval_ranks(similarity).tolist() == [0, 2, 2]  # ties count against the model
+    embeds = torch.eye(12)
+    recalls = retrieval_recalls(embeds, embeds[[1, 0, *range(2, 12)]])
+    assert recalls["text_to_image_recall@1"] == pytest.approx(10 / 12)
+    assert recalls["image_to_text_recall@5"] < 1  # the two swapped ones tie with all others
+
+
+def test_word_f1_on_known_cases():
+    assert word_f1("woman judge: dark skin tone", "woman judge: dark skin tone") == 1
+    assert word_f1("a cat", "a dog") == pytest.approx(0.5)
+    assert word_f1("", "a dog") == 0
+
+
+def test_evaluation_equals_one_pass_over_the_whole_split(pictures):
+    # Perplexity must be weighted by tokens, whatever the batch size; recalls rank the whole split.
+    processor = tiny_processor()
+    model = tiny_model(text_config={"vocab_size": len(processor.tokenizer)})
+    dataset = ImageCaptionDataset(load_pairs(str(pictures), eval_fraction=0.25)["test"])
+    collator, accelerator = PairCollator(processor), Accelerator(cpu=True)
+    results = [evaluate_pairs(model, dataset, collator, accelerator, batch_size=size) for size in (3, 10)]
+    batch = collator([dataset[index] for index in range(len(dataset))])
+    batch.pop("num_skipped")
+    with torch.no_grad():
+        outputs = model(**batch)
+    for result in results:
+        assert result["perplexity"] == pytest.approx(outputs.caption_loss.exp().item(), rel=1e-4)
+        assert result["num_eval_images"] == 10
+    assert results[0]["text_to_image_recall@5"] == results[1]["text_to_image_recall@5"]
+    assert results[1]["contrastive_loss"] == pytest.approx(outputs.contrastive_loss.item(), rel=1e-4)
+    assert results[0]["contrastive_batch_size"] == 3
+
+
+def test_decay_reaches_matrices_only():
+    model = tiny_model()
+    decayed, free = weight_decay_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    assert any(parameter is model.model.logit_scale for parameter in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_the_logit_scale_is_clamped():
+    scale = torch.nn.Parameter(torch.tensor(7.0))
+    clamp_logit_scale(scale, math.log(100))
+    assert scale.item() == pytest.approx(math.log(100))
