@@ -7,11 +7,9 @@ import argparse
 import time
 
 import torch
-from transformers import EncoderDecoderCache
 
 from triptych import GRR_COCA_PRESETS, GrrCocaConfig, GrrCocaForConditionalGeneration
 from triptych.hub import describe_machine
-from triptych.modeling.modeling_grr_coca import ImageTextCache
 
 
 def median_seconds(function, repeats: int) -> float:
@@ -52,13 +50,6 @@ def main() -> None:
         expanded = pixel_values.repeat_interleave(6, dim=0)
         encode_expanded = median_seconds(lambda: model.get_image_features(expanded), args.repeats)
     print(f"encoding images once instead of once per beam (6): {encode_expanded / encode:.1f}x less")
-
-    cached = run(num_beams=6)
-    reorder = ImageTextCache.reorder_cache
-    ImageTextCache.reorder_cache = EncoderDecoderCache.reorder_cache
-    both = run(num_beams=6)
-    ImageTextCache.reorder_cache = reorder
-    print(f"reordering the image's keys with the beams as well would take {both / cached:.2f}x the time")
 
 
 if __name__ == "__main__":

@@ -37,14 +37,15 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    presets = {
-        "CoCa": f"coca-{args.size}",
-        "Baseline CoCa": f"baseline-coca-{args.size}-iso",
-        "GRR-CoCa": f"grr-coca-{args.size}-iso",
+    # CoCa in the paper's own layer layout: open_clip's has a second feed-forward layer per multimodal layer.
+    configs = {
+        "CoCa": GrrCocaConfig.from_preset(f"coca-{args.size}", text_config={"multimodal_layer_type": "coca"}),
+        "Baseline CoCa": GrrCocaConfig.from_preset(f"baseline-coca-{args.size}-iso"),
+        "GRR-CoCa": GrrCocaConfig.from_preset(f"grr-coca-{args.size}-iso"),
     }
     steps, counts = {}, {}
-    for name, preset in presets.items():
-        model = GrrCocaForConditionalGeneration(GrrCocaConfig.from_preset(preset)).train()
+    for name, config in configs.items():
+        model = GrrCocaForConditionalGeneration(config).train()
         size = model.config.vision_config.image_size
         ids = torch.randint(1, 49000, (args.batch_size, args.text_length))
         batch = {"pixel_values": torch.randn(args.batch_size, 3, size, size), "input_ids": ids, "labels": ids}

@@ -102,16 +102,6 @@ class GrrCocaConditionalGenerationOutput(ModelOutput):
     vision_model_output: GrrCocaVisionOutput | None = None
 
 
-class ImageTextCache(EncoderDecoderCache):
-    """Self-attention cache that grows with the text, cross-attention cache that is filled once per image.
-
-    All beams of an image share its keys and values, so beam search reorders the self-attention part only.
-    """
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self.self_attention_cache.reorder_cache(beam_idx)
-
-
 class GrrCocaVisionEmbeddings(nn.Module):
     """Patches, the optional class token in front, and (original ViT only) the absolute position table."""
 
@@ -853,7 +843,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             use_cache = config.text_config.use_cache
         use_cache = use_cache and labels is None
         if past_key_values is None and use_cache:
-            past_key_values = ImageTextCache(DynamicCache(config=config.text_config), DynamicCache())
+            past_key_values = EncoderDecoderCache(DynamicCache(config=config.text_config), DynamicCache())
         elif past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
             raise ValueError(
                 "`past_key_values` must be an `EncoderDecoderCache` (text and image keys are kept apart), got "
@@ -942,7 +932,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         if cache is not None and not isinstance(cache, EncoderDecoderCache):
-            model_kwargs["past_key_values"] = ImageTextCache(cache, DynamicCache())
+            model_kwargs["past_key_values"] = EncoderDecoderCache(cache, DynamicCache())
 
     @torch.no_grad()
     def generate(
