@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, set_seed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -120,7 +120,12 @@ def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     output_dir = Path(args.output_dir)
     log_path, checkpoints = output_dir / "training_log.jsonl", output_dir / "checkpoints"
+    source = args.model_name_or_path
+    config = GrrCocaConfig.from_pretrained(source) if source else GrrCocaConfig.from_preset(args.preset)
+    # A caption-only loss leaves the contrastive side without gradient, which DDP must be told.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.contrastive_loss_weight == 0)
     accelerator = Accelerator(
+        kwargs_handlers=[ddp],
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=best_precision() if args.mixed_precision == "auto" else args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
@@ -132,8 +137,6 @@ def main() -> None:
     checkpoint = latest_checkpoint(checkpoints) if args.resume else None
 
     # Data, processor, model
-    source = args.model_name_or_path
-    config = GrrCocaConfig.from_pretrained(source) if source else GrrCocaConfig.from_preset(args.preset)
     with accelerator.main_process_first():
         data = load_pairs(
             args.dataset,

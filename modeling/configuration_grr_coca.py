@@ -280,14 +280,14 @@ class GrrCocaConfig(PreTrainedConfig):
         return cls(**fields)
 
 
-# width, heads of each tower; layers; image and patch size in pixels; queries of the caption pooler
+# width, heads of each tower; layers; image and patch size in pixels; queries of the caption pooler; initial std of weights
 _SIZES = {
-    # Small enough for a CPU: the demo's size.
-    "tiny": {"hidden_size": 192, "heads": 3, "vision_layers": 4, "text_layers": 2, "image_size": 96, "patch_size": 16, "queries": 32},
+    # Small enough for a CPU: the demo's size. From std 0.02 it learns more slowly (docs/grr_coca.md).
+    "tiny": {"hidden_size": 192, "heads": 3, "vision_layers": 4, "text_layers": 2, "image_size": 96, "patch_size": 16, "queries": 32, "std": 0.06},
     # Dimensions of CoCa-Base at ViT-B/16's resolution.
-    "base": {"hidden_size": 768, "heads": 12, "vision_layers": 12, "text_layers": 12, "image_size": 224, "patch_size": 16, "queries": 256},
+    "base": {"hidden_size": 768, "heads": 12, "vision_layers": 12, "text_layers": 12, "image_size": 224, "patch_size": 16, "queries": 256, "std": 0.02},
     # Dimensions of CoCa-Large at ViT-L/14's resolution.
-    "large": {"hidden_size": 1024, "heads": 16, "vision_layers": 24, "text_layers": 12, "image_size": 224, "patch_size": 14, "queries": 256},
+    "large": {"hidden_size": 1024, "heads": 16, "vision_layers": 24, "text_layers": 12, "image_size": 224, "patch_size": 14, "queries": 256, "std": 0.02},
 }  # fmt: skip
 
 _ORIGINAL_VIT = {"norm_type": "layernorm", "norm_eps": 1e-5, "mlp_type": "gelu", "position_embedding_type": "learned"}
@@ -324,6 +324,7 @@ def _preset(family: str, size: str, iso_parameter: bool = False) -> dict:
         "image_size": dims["image_size"],
         "patch_size": dims["patch_size"],
         "num_caption_queries": dims["queries"],
+        "initializer_range": dims["std"],
     }
     text = {
         "hidden_size": width,
@@ -331,6 +332,7 @@ def _preset(family: str, size: str, iso_parameter: bool = False) -> dict:
         "num_multimodal_layers": dims["text_layers"],
         "num_attention_heads": dims["heads"],
         "intermediate_size": 4 * width if family == "coca" else gated,
+        "initializer_range": dims["std"],
     }
     if family == "baseline-coca":
         vision |= _ORIGINAL_VIT

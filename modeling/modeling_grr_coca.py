@@ -14,7 +14,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_grr_coca import GrrCocaConfig, GrrCocaTextConfig, GrrCocaVisionConfig
@@ -418,6 +418,11 @@ class GrrCocaTextModel(GrrCocaPreTrainedModel):
 
         if input_ids is None:
             raise ValueError('`cls_mask_mode="legacy"` needs `input_ids`, got `inputs_embeds`.')
+        if is_flash_attention_requested(self.config):
+            raise ValueError(
+                '`cls_mask_mode="legacy"` masks single keys of one row, which flash attention cannot: call '
+                '`model.set_attn_implementation("sdpa")`, or "eager" or "flex_attention".'
+            )
         is_token = attention_mask.bool()
         opens_key = ~is_token | (
             input_ids != self.config.pad_token_id

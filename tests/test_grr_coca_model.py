@@ -171,6 +171,13 @@ def test_attention_implementations_agree(variant, attn_implementation):
     close(outputs.image_embeds, expected.image_embeds, 1e-5)
 
 
+def test_the_legacy_mask_refuses_flash_attention_instead_of_ignoring_it():
+    model = tiny_model("open_clip").model.text_model
+    model.config._attn_implementation = "flash_attention_2"  # the package itself needs a GPU
+    with pytest.raises(ValueError, match=r"legacy.*flash attention cannot.*sdpa"):
+        model(torch.ones(1, 3, dtype=torch.long))
+
+
 @torch.no_grad()
 def test_hidden_states_and_attention_maps(variant):
     model = tiny_model(variant, "eager")

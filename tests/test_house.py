@@ -1,8 +1,10 @@
 """The layout's promises: what travels to the Hub may import only its own folder, and every script has help."""
 
 import ast
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,17 @@ def test_every_script_explains_itself(path):
     )
     assert result.returncode == 0, result.stderr
     assert "--" in result.stdout
+
+
+def test_the_wheel_holds_every_room(tmp_path):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "__pycache__", "tests", "docs")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
+    subprocess.run(command, cwd=source, check=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"triptych/{path.parent.name}/{path.name}" for path in TRAVELLING}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "triptych").rglob("*.py")}
+    assert expected | {"triptych/model_cards/template.md", "triptych/py.typed"} <= held
+    assert not [name for name in held if not name.startswith(("triptych/", "triptych-"))]

@@ -122,6 +122,18 @@ def losses_so_far(output_dir: Path) -> list[str]:
     return (output_dir / "training_log.jsonl").read_text().split("\n")[:-1]
 
 
+def test_two_processes_train_as_one_does(pictures, tmp_path):
+    # The same global batch on two processes: other pairs meet in a batch, but the script must run through and agree with
+    # itself on what it evaluated.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    arguments = command(pictures, tmp_path / "two", "--batch_size", "2", "--num_epochs", "2")
+    result = run([*launch, *arguments[1:]])
+    assert result.returncode == 0, result.stderr
+    assert len(losses(tmp_path / "two")) == 2 * 5
+    assert json.loads((tmp_path / "two" / "eval_results.json").read_text())["num_eval_images"] == 2
+
+
 def test_training_goes_on_from_a_finished_repository(finished, pictures, tmp_path):
     arguments = command(pictures, tmp_path / "more", "--model_name_or_path", str(finished))
     result = run([*arguments, "--num_epochs", "1"])
