@@ -3,7 +3,7 @@
 Two minutes on OpenMoji:            python examples/pretrain.py --output_dir outputs/try --num_epochs 4
 A folder of images and captions:    python examples/pretrain.py --output_dir outputs/mine --dataset path/to/folder
 A data set on the Hub, two GPUs:    accelerate launch --num_processes 2 examples/pretrain.py \
-                                        --output_dir outputs/flickr --dataset nlphuji/flickr30k \
+                                        --output_dir outputs/large --dataset name/of-pairs --caption_column text \
                                         --preset grr-coca-base --tokenizer openai/clip-vit-base-patch32
 Go on after a stop:                 the same command with --resume
 """
@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
     AutoProcessor,
-    AutoTokenizer,
     CLIPImageProcessor,
     HfArgumentParser,
     get_cosine_schedule_with_warmup,
@@ -33,11 +32,11 @@ from transformers import (
 from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration, GrrCocaProcessor
 from triptych.hub import save_repository
 from triptych.training.card import pretraining_card
-from triptych.training.checkpoints import latest_checkpoint, save_checkpoint
+from triptych.training.checkpoints import latest_checkpoint, refuse_old_checkpoints, save_checkpoint
 from triptych.training.data import ImageCaptionDataset, PairCollator, load_pairs
 from triptych.training.evaluation import evaluate_captions, evaluate_pairs
 from triptych.training.optimization import TrainingState, best_precision, clamp_logit_scale, weight_decay_groups
-from triptych.training.tokenizer import train_tokenizer
+from triptych.training.tokenizer import load_tokenizer, train_tokenizer
 
 
 @dataclass
@@ -62,8 +61,8 @@ class Arguments:
         default="error", metadata={"help": "Stop at an unreadable image, or take the next pair and count."}
     )
     crop_scale: float = field(default=0.8, metadata={"help": "Smallest area that a random training crop keeps."})
-    num_epochs: int = field(default=16, metadata={"help": "Passes over the training split."})
-    batch_size: int = field(default=64, metadata={"help": "Pairs per process and step."})
+    num_epochs: int = field(default=14, metadata={"help": "Passes over the training split."})
+    batch_size: int = field(default=32, metadata={"help": "Pairs per process and step."})
     gradient_accumulation_steps: int = field(
         default=1,
         metadata={"help": "Batches per optimiser step. Negatives come from one batch, not from all of them."},
@@ -85,7 +84,7 @@ class Arguments:
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = field(
         default="auto", metadata={"help": "auto: bf16 where the hardware multiplies it natively."}
     )
-    eval_epochs: int = field(default=4, metadata={"help": "Evaluate every so many epochs."})
+    eval_epochs: int = field(default=4, metadata={"help": "Epochs between evaluations; 0: only at the end."})
     eval_batch_size: int = field(default=64, metadata={"help": "Candidates in the reported contrastive loss."})
     checkpoint_steps: int = field(default=500, metadata={"help": "Optimiser steps between checkpoints; 0: none."})
     num_checkpoints: int = field(default=2, metadata={"help": "Checkpoints to keep."})
@@ -102,26 +101,25 @@ def build(args: Arguments, config: GrrCocaConfig, captions: list) -> tuple:
         flat = (caption for item in captions for caption in ([item] if isinstance(item, str) else item))
         tokenizer = train_tokenizer(flat, args.vocab_size, max_length=text.max_position_embeddings)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, model_max_length=text.max_position_embeddings)
-        if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-            # EOS is a target and padding is not, so they cannot share an id.
-            tokenizer.add_special_tokens({"pad_token": "<pad>"})
+        tokenizer = load_tokenizer(args.tokenizer, max_length=text.max_position_embeddings)
     text.vocab_size = len(tokenizer)
     text.pad_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
     text.eos_token_id = tokenizer.eos_token_id
     size = config.vision_config.image_size
     image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    text.hidden_dropout = config.vision_config.hidden_dropout = args.dropout
     model = GrrCocaForConditionalGeneration._from_config(config)
     return model, GrrCocaProcessor(image_processor, tokenizer)
 
 
 def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    if args.model_name_or_path and args.tokenizer:
+        raise ValueError("`tokenizer` belongs to a model from scratch; `model_name_or_path` brings its own.")
     output_dir = Path(args.output_dir)
     log_path, checkpoints = output_dir / "training_log.jsonl", output_dir / "checkpoints"
     source = args.model_name_or_path
     config = GrrCocaConfig.from_pretrained(source) if source else GrrCocaConfig.from_preset(args.preset)
+    config.text_config.hidden_dropout = config.vision_config.hidden_dropout = args.dropout
     # A caption-only loss leaves the contrastive side without gradient, which DDP must be told.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=config.contrastive_loss_weight == 0)
     accelerator = Accelerator(
@@ -134,7 +132,7 @@ def main() -> None:
         step_scheduler_with_optimizer=False,
     )
     set_seed(args.seed)
-    checkpoint = latest_checkpoint(checkpoints) if args.resume else None
+    checkpoint = latest_checkpoint(checkpoints) if args.resume else refuse_old_checkpoints(checkpoints)
 
     # Data, processor, model
     with accelerator.main_process_first():
@@ -148,7 +146,7 @@ def main() -> None:
             seed=args.seed,
         )
     if source:
-        model = GrrCocaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+        model = GrrCocaForConditionalGeneration.from_pretrained(source, config=config, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(source)
     else:
         model, processor = build(args, config, data["train"][args.caption_column])
@@ -205,7 +203,8 @@ def main() -> None:
     log = []
     if checkpoint is not None:
         accelerator.load_state(checkpoint)
-        log = [row for row in map(json.loads, log_path.read_text().splitlines()) if row["step"] <= state.step]
+        rows = [json.loads(line) for line in log_path.read_text().splitlines()]
+        log = [row for row in rows if row["step"] < state.step or (row["step"] == state.step and "loss" in row)]
         accelerator.print(f"Resuming from {checkpoint} at step {state.step} of {num_steps}.")
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -270,7 +269,7 @@ def main() -> None:
             if args.checkpoint_steps and state.step % args.checkpoint_steps == 0:
                 save_checkpoint(checkpoints, accelerator, processor, state.step, keep=args.num_checkpoints)
         state.batch, state.epoch = 0, epoch + 1
-        if state.epoch % args.eval_epochs == 0 and state.epoch < args.num_epochs:
+        if args.eval_epochs and state.epoch % args.eval_epochs == 0 and state.epoch < args.num_epochs:
             results = evaluate()
             record({f"eval_{name}": value for name, value in results.items()})
             accelerator.print(
@@ -286,13 +285,15 @@ def main() -> None:
     results = evaluate()
     results |= evaluate_captions(final, eval_set, processor, accelerator, args.eval_batch_size, args.num_workers)
     record({f"eval_{name}": value for name, value in results.items()})
-    accelerator.end_training()
     if accelerator.is_main_process:
         card = pretraining_card(final, results, asdict(args), state, train_seconds, accelerator)
-        save_repository(output_dir, final, processor, card, {"eval_results.json": results})
+        extra_files = {"eval_results.json": results, "training_arguments.json": asdict(args)}
+        save_repository(output_dir, final, processor, card, extra_files)
         shutil.rmtree(checkpoints, ignore_errors=True)
         print(json.dumps(results, indent=2))
         print(f"Trained for {train_seconds / 60:.1f} min. The repository is in {output_dir}.")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -28,9 +28,6 @@ import matplotlib.pyplot as plt
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repository", type=Path, help="folder written by examples/pretrain.py")
-    parser.add_argument("--dataset", default="openmoji", help="as in training; its held-out split is shown")
-    parser.add_argument("--image_column", default="image", help="column with the images")
-    parser.add_argument("--caption_column", default="caption", help="column with the captions")
     parser.add_argument("--num_captions", type=int, default=24, help="pictures to caption")
     parser.add_argument("--num_queries", type=int, default=8, help="retrieval queries each way")
     parser.add_argument("--num_beams", type=int, default=4, help="beams of the caption search")
@@ -82,10 +79,19 @@ def main() -> None:
     from triptych.training.data import ImageCaptionDataset, load_pairs
     from triptych.training.evaluation import retrieval_ranks
 
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    size = captioner.config.vision_config.image_size
-    pairs = ImageCaptionDataset(load_pairs(args.dataset, image_size=size, **columns)["test"], **columns)
-    items = [pairs[index] for index in range(len(pairs))]
+    # The very split that training held out.
+    trained = json.loads((args.repository / "training_arguments.json").read_text())
+    columns = {name: trained[name] for name in ("image_column", "caption_column")}
+    data = load_pairs(
+        trained["dataset"],
+        trained["dataset_config"],
+        **columns,
+        image_size=captioner.config.vision_config.image_size,
+        eval_split=trained["eval_split"],
+        seed=trained["seed"],
+    )
+    pairs = ImageCaptionDataset(data["test"], **columns, on_corrupt_image=trained["on_corrupt_image"])
+    items = [item for item in (pairs[index] for index in range(len(pairs))) if not item["num_skipped"]]
     images, captions = [item["image"] for item in items], [item["caption"] for item in items]
     order = random.Random(args.seed).sample(range(len(items)), len(items))
 
@@ -119,7 +125,7 @@ def main() -> None:
         .from_string(template)
         .render(
             name=args.repository.resolve().name,
-            dataset=args.dataset,
+            dataset=trained["dataset"],
             num_pairs=len(items),
             num_parameters=captioner.num_parameters(),
             metrics=metrics,
@@ -134,7 +140,7 @@ def main() -> None:
                     "rank": ranks["text"][index].item() + 1,
                     "found": [
                         {"image": data_url(images[hit]), "caption": captions[hit], "is_target": hit == index}
-                        for hit in similarity[index].topk(6).indices.tolist()
+                        for hit in similarity[index].topk(min(6, len(items))).indices.tolist()
                     ],
                 }
                 for index in queries
@@ -145,7 +151,7 @@ def main() -> None:
                     "rank": ranks["image"][index].item() + 1,
                     "found": [
                         {"caption": captions[hit], "is_target": hit == index}
-                        for hit in similarity[:, index].topk(5).indices.tolist()
+                        for hit in similarity[:, index].topk(min(5, len(items))).indices.tolist()
                     ],
                 }
                 for index in queries
@@ -154,10 +160,11 @@ def main() -> None:
     )
     (args.repository / "report.html").write_text(html, encoding="utf-8")
 
-    rows, per_row = -(-len(shown) // 6), 6
+    per_row = min(6, len(shown))
+    rows = -(-len(shown) // per_row)
     figure = plt.figure(figsize=(15, 2.6 * rows + 4.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[2.6 * rows, 4])
-    for axes, index, text in zip(top.subplots(rows, per_row).flat, shown, generated, strict=False):
+    for axes, index, text in zip(top.subplots(rows, per_row, squeeze=False).flat, shown, generated, strict=False):
         axes.imshow(images[index])
         colour = "darkgreen" if text == captions[index] else "black"
         axes.set_title(textwrap.fill(text, 26), fontsize=10, color=colour)

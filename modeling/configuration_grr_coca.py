@@ -17,6 +17,12 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 
+def _check_positive(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
+
+
 def _check_heads(hidden_size: int, num_heads: int, size_name: str, heads_name: str) -> None:
     if hidden_size % num_heads != 0:
         raise ValueError(f"`{size_name}` must be a multiple of `{heads_name}`, got {hidden_size} and {num_heads}.")
@@ -110,6 +116,8 @@ class GrrCocaVisionConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check that sizes divide as attention, RoPE and the patch grid need."""
+        sizes = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_channels", "pooler_hidden_size")
+        _check_positive(self, *sizes, "num_attention_heads", "num_pooler_heads", "num_caption_queries")
         _check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
         _check_heads(self.pooler_hidden_size, self.num_pooler_heads, "pooler_hidden_size", "num_pooler_heads")
         _check_rope(self.hidden_size // self.num_attention_heads, self.position_embedding_type)
@@ -187,11 +195,10 @@ class GrrCocaTextConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check that sizes divide as attention and RoPE need, and that there is a layer of each kind."""
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
+        _check_positive(self, *sizes, "num_unimodal_layers", "num_multimodal_layers")
         _check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
         _check_rope(self.hidden_size // self.num_attention_heads, self.position_embedding_type)
-        for name in ("num_unimodal_layers", "num_multimodal_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.cls_mask_mode == "legacy" and self.pad_token_id is None:
             raise ValueError('`cls_mask_mode="legacy"` looks at a padding token, but `pad_token_id` is None.')
 

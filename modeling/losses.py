@@ -55,8 +55,9 @@ def contrastive_loss(
         first_row = dist.get_rank() * num_pairs
 
     targets = torch.arange(first_row, first_row + num_pairs, device=image_embeds.device)
-    image_to_text = nn.functional.cross_entropy(logit_scale * image_embeds @ all_text_embeds.T, targets)
-    text_to_image = nn.functional.cross_entropy(logit_scale * text_embeds @ all_image_embeds.T, targets)
+    with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
+        image_to_text = nn.functional.cross_entropy(logit_scale * image_embeds @ all_text_embeds.T, targets)
+        text_to_image = nn.functional.cross_entropy(logit_scale * text_embeds @ all_image_embeds.T, targets)
     loss = image_to_text + text_to_image
     return loss / 2 if reduction == "mean" else loss
 

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -261,13 +261,32 @@ class GrrCocaPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, module.config.logit_scale_init_value)
 
 
-class GrrCocaVisionModel(GrrCocaPreTrainedModel):
+# Of a whole checkpoint from which one tower is loaded: its keys have lost their prefix by then, all others have not.
+_OTHER_PARTS = [
+    r"^(?:model\.)?(?:vision_model|text_model|multimodal_decoder|visual_projection|text_projection|logit_scale|lm_head)\b"
+]
+
+
+class GrrCocaTower(GrrCocaPreTrainedModel):
+    """A tower that also loads from a checkpoint of the whole model, in which its keys carry a prefix."""
+
+    _prefix_in_whole_model: str
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "GrrCocaTower":
+        kwargs.setdefault("key_mapping", {rf"^(?:model\.)?{cls._prefix_in_whole_model}\.": ""})
+        return super().from_pretrained(*args, **kwargs)
+
+
+class GrrCocaVisionModel(GrrCocaTower):
     """ViT with caption and contrastive poolers (CoCa section 3.2; GRR-CoCa replaces norm, feed-forward and positions)."""
 
     config: GrrCocaVisionConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
+    _prefix_in_whole_model = "vision_model"
+    _keys_to_ignore_on_load_unexpected = _OTHER_PARTS
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": SelfAttentionBlock,
         "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
@@ -323,6 +342,14 @@ class GrrCocaVisionModel(GrrCocaPreTrainedModel):
         return GrrCocaVisionOutput(last_hidden_state=hidden_states, pooler_output=pooled, image_tokens=image_tokens)
 
 
+def padding_mask(input_ids: torch.LongTensor, pad_token_id: int | None) -> torch.LongTensor:
+    """1 for tokens, 0 for runs of `pad_token_id` at either end; inside a text that id is a token like any other."""
+    if pad_token_id is None:
+        return torch.ones_like(input_ids)
+    is_token = (input_ids != pad_token_id).long()
+    return (is_token.cumsum(-1) > 0).long() * (is_token.flip(-1).cumsum(-1).flip(-1) > 0).long()
+
+
 def default_position_ids(
     attention_mask: torch.Tensor | None, past_length: int | torch.Tensor, query_length: int, device: torch.device
 ) -> torch.Tensor:
@@ -336,12 +363,14 @@ def default_position_ids(
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -query_length:]
 
 
-class GrrCocaTextModel(GrrCocaPreTrainedModel):
+class GrrCocaTextModel(GrrCocaTower):
     """Unimodal text decoder: causal, without cross-attention; a learned CLS token at the end pools the text."""
 
     config: GrrCocaTextConfig
     input_modalities = ("text",)
     _input_embed_layer = "embed_tokens"
+    _prefix_in_whole_model = "text_model"
+    _keys_to_ignore_on_load_unexpected = _OTHER_PARTS
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": SelfAttentionBlock,
         "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
@@ -459,7 +488,7 @@ class GrrCocaTextModel(GrrCocaPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids, without the CLS token.
             attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
                 1 for tokens, 0 for padding on either side. Default: every token is real; for a pooled text (`append_cls`)
-                every token that is not `pad_token_id`.
+                `pad_token_id` at its ends is padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
             past_key_values (`EncoderDecoderCache`, *optional*): Cache to read and extend.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
@@ -477,10 +506,10 @@ class GrrCocaTextModel(GrrCocaPreTrainedModel):
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         num_tokens = hidden_states.shape[1]
         if append_cls and attention_mask is None:
-            if input_ids is None or self.config.pad_token_id is None:
+            if input_ids is None:
                 attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
             else:
-                attention_mask = (input_ids != self.config.pad_token_id).long()
+                attention_mask = padding_mask(input_ids, self.config.pad_token_id)
         if position_ids is None:
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = default_position_ids(attention_mask, past_length, num_tokens, hidden_states.device)
@@ -655,7 +684,7 @@ class GrrCocaModel(GrrCocaPreTrainedModel):
         Args:
             input_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`): Token ids.
             attention_mask (`torch.Tensor` of shape `(num_texts, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding. Default: tokens other than `pad_token_id`.
+                1 for tokens, 0 for padding. Default: `pad_token_id` at either end is padding.
             position_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`, *optional*): Token positions.
 
         Returns:
@@ -723,7 +752,8 @@ class GrrCocaModel(GrrCocaPreTrainedModel):
 
     def similarity(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """Scaled cosine similarities in fp32, of shape `(num_texts, num_images)`."""
-        return self.logit_scale.exp().float() * text_embeds.float() @ image_embeds.float().T
+        with torch.autocast(text_embeds.device.type, enabled=False):
+            return self.logit_scale.exp().float() * text_embeds.float() @ image_embeds.float().T
 
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Contrastive loss of this batch; while training, negatives come from all processes."""
@@ -737,7 +767,10 @@ class GrrCocaModel(GrrCocaPreTrainedModel):
 
 
 def align_prompts(
-    input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, pad_token_id: int, eos_token_id: int | list[int]
+    input_ids: torch.LongTensor,
+    attention_mask: torch.Tensor | None,
+    pad_token_id: int | None,
+    eos_token_id: int | list[int] | None,
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
     """Make prompts ready to be continued: drop an EOS at their end and move all padding to the left.
 
@@ -745,15 +778,24 @@ def align_prompts(
 
     Returns:
         Token ids and attention mask of shape `(batch_size, longest_prompt)`.
+
+    Raises:
+        ValueError: If a prompt holds nothing but padding and EOS.
     """
-    keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device).long()
-    from_end = keep.flip(-1).cumsum(-1).flip(-1)  # 1 at the last token of every row
-    is_eos = torch.isin(input_ids, torch.tensor(eos_token_id, device=input_ids.device))
-    keep = keep * ~(is_eos & (from_end == 1))
+    keep = padding_mask(input_ids, pad_token_id) if attention_mask is None else attention_mask.long()
+    keep = keep.to(input_ids.device)
+    if eos_token_id is not None:
+        from_end = keep.flip(-1).cumsum(-1).flip(-1)  # 1 at the last token of every row
+        is_eos = torch.isin(input_ids, torch.tensor(eos_token_id, device=input_ids.device))
+        keep = keep * ~(is_eos & (from_end == 1))
+    lengths = keep.sum(-1)
+    if (lengths == 0).any():
+        row = int((lengths == 0).nonzero()[0])
+        raise ValueError(f"`input_ids[{row}]` is an empty prompt, expected at least BOS: {input_ids[row].tolist()}.")
     order = keep.argsort(dim=-1, stable=True)  # padding first, tokens in their order behind it
-    start = input_ids.shape[1] - int(keep.sum(-1).max())
+    start = input_ids.shape[1] - int(lengths.max())
     keep = keep.gather(-1, order)[:, start:]
-    return input_ids.gather(-1, order)[:, start:].masked_fill(keep == 0, pad_token_id), keep
+    return input_ids.gather(-1, order)[:, start:].masked_fill(keep == 0, pad_token_id or 0), keep
 
 
 class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
@@ -790,7 +832,8 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
         """See [`GrrCocaModel.get_text_features`]."""
         return self.model.get_text_features(input_ids, **kwargs)
 
-    def _check_labels(self, labels: torch.Tensor) -> None:
+    def _supervised(self, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Checked labels, without targets that padding would have to predict (BOS behind padding on the left)."""
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             valid = labels[labels != -100]
             if valid.numel() and (valid.min() < 0 or valid.max() >= self.config.text_config.vocab_size):
@@ -798,6 +841,10 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
                     f"`labels` must be -100 or lie between 0 and {self.config.text_config.vocab_size - 1}, got values "
                     f"from {valid.min().item()} to {valid.max().item()}."
                 )
+        if attention_mask is None or attention_mask.shape != labels.shape:
+            return labels
+        behind_padding = nn.functional.pad(attention_mask[:, :-1] == 0, (1, 0)).to(labels.device)
+        return labels.masked_fill(behind_padding, -100)
 
     @can_return_tuple
     def forward(
@@ -823,7 +870,8 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
                 Normalised images; needed at the first step only.
             attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
-                1 for tokens, 0 for padding on either side.
+                1 for tokens, 0 for padding on either side. Default: every token is real; with `labels`, `pad_token_id` at
+                either end is padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
             past_key_values (`EncoderDecoderCache`, *optional*): Cache of earlier tokens and of the image.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
@@ -834,7 +882,8 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
                 Targets, aligned with `input_ids` (the shift happens here); -100 is ignored. Given labels, one image pass
                 and one text pass yield both losses.
             use_cache (`bool`, *optional*): Return `past_key_values`. Default: the text config's, never with `labels`.
-            logits_to_keep (`int` or `torch.Tensor`): Last positions (0: all), or their indices, that get logits.
+            logits_to_keep (`int` or `torch.Tensor`):
+                Last positions (0: all) that get logits, or their indices, or a boolean mask.
             skip_logits (`bool`, *optional*):
                 Leave the logits out (liger-kernel's switch). Default: while training with `labels`, because the loss
                 itself never holds more than a chunk of them.
@@ -854,6 +903,13 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
                 "`past_key_values` must be an `EncoderDecoderCache` (text and image keys are kept apart), got "
                 f"{type(past_key_values).__name__}."
             )
+
+        if labels is not None and past_key_values is not None:
+            raise ValueError("`labels` score whole captions; pass no `past_key_values` with them.")
+        if pixel_values is not None and image_tokens is not None:
+            raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
+        if labels is not None and attention_mask is None and input_ids is not None:
+            attention_mask = padding_mask(input_ids, config.text_config.pad_token_id)
 
         vision_outputs = image_embeds = None
         has_cached_image = past_key_values is not None and past_key_values.is_updated.get(0, False)
@@ -883,7 +939,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {num_texts} texts.")
         decoder_outputs = self.model.multimodal_decoder(
             text_outputs.last_hidden_state,
-            image_tokens,
+            None if has_cached_image else image_tokens,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -896,12 +952,11 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
         if skip_logits is None:
             skip_logits = self.training and labels is not None
         if not skip_logits:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, kept])
+            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
 
         loss = contrastive = caption = text_embeds = logits_per_text = None
         if labels is not None:
-            self._check_labels(labels)
+            labels = self._supervised(labels, attention_mask)
             caption = captioning_loss(hidden_states, labels, self.lm_head, gather=self.training)
             loss = config.caption_loss_weight * caption
         if with_contrastive:
@@ -950,8 +1005,9 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Caption images with transformers' `generate`: greedy, beam, sampling, assisted, any cache.
 
-        Every image is encoded once, before beams multiply the batch. Prompts may be tokenised as texts are: an EOS at
-        their end is dropped and padding moves to the left.
+        Every image is encoded once, before beams multiply the batch (an `assistant_model` encodes it with its own vision
+        tower). Prompts may be tokenised as texts are: an EOS at their end is dropped and padding moves to the left;
+        without an `attention_mask`, `pad_token_id` at either end is padding.
 
         Args:
             inputs or input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*): Prompts, one
@@ -970,25 +1026,34 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             ValueError: If there is no image, images and prompts differ in number, or the request exceeds the context.
         """
         cache = kwargs.get("past_key_values")
-        if image_tokens is None and pixel_values is not None:
-            image_tokens = self.get_image_features(
-                pixel_values.to(self.device), interpolate_pos_encoding=interpolate_pos_encoding
-            ).image_tokens
-        elif image_tokens is None and cache is None:
+        has_cached_image = isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(0, False)
+        if pixel_values is not None and image_tokens is not None:
+            raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
+        if pixel_values is None and image_tokens is None and not has_cached_image:
             raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
+        if kwargs.get("assistant_model") is not None and pixel_values is not None:
+            kwargs["pixel_values"] = pixel_values  # the assistant has a vision tower of its own
+        elif pixel_values is not None and not has_cached_image:
+            if self.device.type != "meta":  # where weights are offloaded, hooks move the inputs
+                pixel_values = pixel_values.to(self.device)
+            features = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+            image_tokens = features.image_tokens
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is not None:
-            if image_tokens is not None and len(input_ids) != len(image_tokens):
+            input_ids = torch.as_tensor(input_ids)
+            images = pixel_values if image_tokens is None else image_tokens
+            if images is not None and len(input_ids) != len(images):
                 raise ValueError(
-                    f"`input_ids` must hold one prompt per image, got {len(input_ids)} prompts and "
-                    f"{len(image_tokens)} images."
+                    f"`input_ids` must hold one prompt per image, got {len(input_ids)} prompts and {len(images)} images."
                 )
             if cache is None:
                 text_config = self.config.text_config
                 input_ids, kwargs["attention_mask"] = align_prompts(
                     input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id
                 )
-        return super().generate(input_ids, image_tokens=image_tokens, **kwargs)
+        if image_tokens is not None:
+            kwargs["image_tokens"] = image_tokens
+        return super().generate(input_ids, **kwargs)
 
 
 __all__ = [

@@ -48,6 +48,8 @@ def test_no_recolouring_crosses_the_split(openmoji):
     train = {signature(name) for name in openmoji["train"]["file_name"]}
     assert not [name for name in openmoji["test"]["file_name"] if signature(name) in train]
     assert not set(openmoji["train"]["caption"]) & set(openmoji["test"]["caption"])
+    pixels = {split: {image.tobytes() for image in load_openmoji_captions(96)[split]["image"]} for split in openmoji}
+    assert not pixels["train"] & pixels["test"]
     hearts = [split for split in openmoji for caption in openmoji[split]["caption"] if re.fullmatch(r"\w+ heart", caption)
               and caption.split()[0] in ("red", "blue", "green", "yellow", "purple")]  # fmt: skip
     assert len(hearts) == 5
@@ -116,6 +118,27 @@ def test_a_corrupt_image_stops_with_its_name_or_is_counted():
     batch = PairCollator(tiny_processor())([skipping[index] for index in range(3)])
     assert batch["num_skipped"] == 1
     assert batch["pixel_values"].shape[0] == 3
+
+
+def test_pictures_are_turned_as_their_camera_says(tmp_path):
+    exif = PILImage.Exif()
+    exif[274] = 6  # rotate by 90 degrees
+    PILImage.new("RGB", (10, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    features = Features({"image": Image(), "caption": Value("string")})
+    data = Dataset.from_dict({"image": [str(tmp_path / "turned.jpg")], "caption": ["a"]}, features=features)
+    assert ImageCaptionDataset(data)[0]["image"].size == (4, 10)
+
+
+def test_a_missing_caption_is_named():
+    data = Dataset.from_dict({"image": ["a.png", "b.png"], "caption": ["a", None]})
+    with pytest.raises(ValueError, match=r"`caption` of row 1 is None"):
+        ImageCaptionDataset(data.cast_column("image", Image()))
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"pairs.jsonl' is a file of an unknown kind, expected .parquet or a folder"):
+        load_pairs(str(tmp_path / "pairs.jsonl"))
 
 
 def test_crops_depend_on_seed_epoch_and_row_only():

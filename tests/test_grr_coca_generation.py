@@ -87,6 +87,26 @@ def test_prompts_lose_their_closing_eos():
     assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
 
 
+def test_without_a_mask_padding_at_the_ends_is_inferred_and_inside_it_is_a_token():
+    ids = torch.tensor([[1, 7, 2, 0, 0], [0, 1, 0, 8, 2]])
+    aligned, mask = align_prompts(ids, None, pad_token_id=0, eos_token_id=2)
+    assert aligned.tolist() == [[0, 1, 7], [1, 0, 8]]
+    assert mask.tolist() == [[0, 1, 1], [1, 1, 1]]
+    aligned, mask = align_prompts(ids, None, pad_token_id=None, eos_token_id=None)
+    assert mask.all()
+
+
+def test_an_assistant_of_another_width_reads_the_image_itself():
+    model = tiny_model()
+    assistant = tiny_model(
+        seed=3,
+        vision_config={"hidden_size": 16, "num_caption_queries": 3},
+        text_config={"hidden_size": 16, "num_multimodal_layers": 1},
+    )
+    expected = model.generate(pixel_values=images(1), **NO_EOS)
+    assert model.generate(pixel_values=images(1), assistant_model=assistant, **NO_EOS).tolist() == expected.tolist()
+
+
 def test_generation_ends_at_eos_and_pads():
     model = tiny_model()
     free = model.generate(pixel_values=images(), **NO_EOS)
@@ -138,6 +158,11 @@ def test_compiled_static_generation_equals_eager():
         ({}, r"`pixel_values` .*is missing"),
         ({"pixel_values": images(2), "input_ids": torch.ones(3, 2, dtype=torch.long)}, r"3 prompts and 2 images"),
         ({"pixel_values": images(1), "max_new_tokens": 40}, r"context is 12 tokens"),
+        ({"pixel_values": images(1), "input_ids": torch.tensor([[2, 0]])}, r"`input_ids\[0\]` is an empty prompt"),
+        (
+            {"pixel_values": images(1), "image_tokens": torch.zeros(1, 6, 32)},
+            r"either `pixel_values` or `image_tokens`",
+        ),
     ],
 )
 def test_bad_requests_say_what_is_wrong(inputs, message):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForZeroShotImageClassification
 
 from tests.conftest import random_batch, tiny_config, tiny_model
-from triptych import GrrCocaForConditionalGeneration, GrrCocaModel
+from triptych import GrrCocaForConditionalGeneration, GrrCocaModel, GrrCocaTextModel, GrrCocaVisionModel
 from triptych.convert.open_clip_coca import convert_config, convert_state_dict
 
 
@@ -94,6 +94,8 @@ def test_results_do_not_depend_on_padding_or_batch(variant, attn_implementation)
         on_left = model(left, pixel_values, mask, labels=left)
         close(on_left.text_embeds, alone.text_embeds, 1e-5)
         close(on_left.logits[:, 12 - length :], alone.logits, 1e-5)
+        close(on_left.caption_loss, alone.caption_loss, 1e-5)
+        close(model(left, pixel_values, labels=left).loss, on_left.loss, 1e-5)  # the mask is inferred
 
 
 @torch.no_grad()
@@ -151,6 +153,8 @@ def test_logits_can_be_restricted_or_left_out():
     full = model(**batch).logits
     close(model(**batch, logits_to_keep=2).logits, full[:, -2:], 1e-6)
     close(model(**batch, logits_to_keep=torch.tensor([0, 3])).logits, full[:, [0, 3]], 1e-6)
+    supervised = batch["labels"] != -100
+    close(model(**batch, logits_to_keep=supervised).logits, full[supervised], 1e-6)
     assert model(**batch, skip_logits=True).logits is None
     assert model.train()(**batch).logits is None
     assert model(**batch, skip_logits=False).logits is not None
@@ -229,6 +233,31 @@ def test_save_and_load_through_every_class(tmp_path, variant):
     back, info = GrrCocaForConditionalGeneration.from_pretrained(tmp_path / "base", output_loading_info=True)
     assert set(info["missing_keys"]) == {"lm_head.weight"}
     close(back(**batch).text_model_output.last_hidden_state, expected.text_model_output.last_hidden_state, 1e-6)
+
+
+@torch.no_grad()
+def test_towers_load_from_the_whole_checkpoint_and_from_their_own(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "whole")
+    pixel_values, ids = torch.randn(1, 3, 16, 16), torch.tensor([[1, 5, 2]])
+    for source in ("whole", "own"):
+        vision = GrrCocaVisionModel.from_pretrained(tmp_path / ("whole" if source == "whole" else "vision"))
+        text = GrrCocaTextModel.from_pretrained(tmp_path / ("whole" if source == "whole" else "text"))
+        close(vision(pixel_values).pooler_output, model.model.vision_model(pixel_values).pooler_output, 1e-6)
+        close(text(ids).pooler_output, model.model.text_model(ids).pooler_output, 1e-6)
+        vision.save_pretrained(tmp_path / "vision")
+        text.save_pretrained(tmp_path / "text")
+
+
+@torch.no_grad()
+def test_similarities_stay_in_full_precision_under_autocast():
+    model = tiny_model()
+    batch = random_batch(model.config)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**batch)
+    assert outputs.logits_per_image.dtype == outputs.loss.dtype == torch.float32
+    expected = model.model.logit_scale.exp() * outputs.text_embeds.float() @ outputs.image_embeds.float().T
+    close(outputs.logits_per_text, expected, 1e-5)
 
 
 def test_tied_embeddings_stay_tied(tmp_path):

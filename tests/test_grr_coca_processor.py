@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, CLIPImageProcessor
+from tokenizers import Tokenizer, models
+from transformers import AutoProcessor, CLIPImageProcessor, PreTrainedTokenizerFast
 
 import triptych
 from tests.conftest import CAPTIONS, tiny_config, tiny_model, tiny_processor
-from triptych.training.tokenizer import train_tokenizer
+from triptych.training.tokenizer import load_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,18 @@ def test_truncation_on_request_keeps_eos(processor):
     ids = processor(text=["a " * 40], truncation=True).input_ids[0]
     assert len(ids) == 12
     assert ids[-1] == processor.tokenizer.eos_token_id
+
+
+def test_any_tokenizer_learns_to_write_bos_and_eos_and_to_pad_with_its_own_token(tmp_path):
+    # GPT-2's habits: one token for BOS and EOS, none for padding, no template.
+    backend = Tokenizer(models.BPE({"a": 0, "b": 1, "<|endoftext|>": 2}, []))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path), max_length=8)
+    ids = loaded(["ab", "a"], padding="max_length").input_ids
+    bos, eos, pad = loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id
+    assert ids == [[bos, 0, 1, eos, pad, pad, pad, pad], [bos, 0, eos, pad, pad, pad, pad, pad]]
+    assert len({bos, eos, pad}) == 3
 
 
 def test_a_tokenizer_needs_captions():

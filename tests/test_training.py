@@ -5,12 +5,14 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -62,11 +64,9 @@ def command(pictures: Path, output_dir: Path, *extra: str) -> list[str]:
     return [sys.executable, str(ROOT / "examples" / "pretrain.py"), *flags, *extra]
 
 
-def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        arguments, env=environment, capture_output=True, text=True, timeout=600, check=False, **kwargs
-    )
+def run(arguments: list[str], **variables: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def losses(output_dir: Path) -> list[float]:
@@ -117,21 +117,38 @@ def test_a_killed_run_resumes_to_the_same_losses(finished, pictures, tmp_path):
     assert (output_dir / "eval_results.json").read_text() == (finished / "eval_results.json").read_text()
 
 
+def test_the_report_shows_the_split_that_training_held_out(finished):
+    result = run([sys.executable, str(ROOT / "examples" / "report.py"), str(finished), "--num_queries", "2"])
+    assert result.returncode == 0, result.stderr
+    recalls = [float(text) for text in re.findall(r"(?:reloaded model|after training): ([\d.]+)", result.stdout)]
+    assert recalls[0] == recalls[1]
+    assert recalls[2] == recalls[3]
+    html = (finished / "report.html").read_text()
+    assert "(2 pairs)" in html
+    assert html.count('class="card') == 2
+    assert (finished / "report.png").stat().st_size > 10_000
+
+
 def losses_so_far(output_dir: Path) -> list[str]:
     """Complete lines only: the run may be writing."""
     return (output_dir / "training_log.jsonl").read_text().split("\n")[:-1]
 
 
-def test_two_processes_train_as_one_does(pictures, tmp_path):
-    # The same global batch on two processes: other pairs meet in a batch, but the script must run through and agree with
-    # itself on what it evaluated.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+def test_the_script_runs_on_two_processes(pictures, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = command(pictures, tmp_path / "two", "--batch_size", "2", "--num_epochs", "2")
-    result = run([*launch, *arguments[1:]])
+    result = run([*launch, *arguments[1:]], ACCELERATE_USE_CPU="true")
     assert result.returncode == 0, result.stderr
+    # 38 pairs, two processes times two pairs, two batches to a step, and one evaluation of the whole split
     assert len(losses(tmp_path / "two")) == 2 * 5
     assert json.loads((tmp_path / "two" / "eval_results.json").read_text())["num_eval_images"] == 2
+
+
+def test_a_run_from_scratch_refuses_the_checkpoints_of_an_earlier_one(pictures, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step-00000500").mkdir(parents=True)
+    result = run(command(pictures, tmp_path / "run"))
+    assert result.returncode != 0
+    assert "is a checkpoint of an earlier run" in result.stderr.splitlines()[-1]
 
 
 def test_training_goes_on_from_a_finished_repository(finished, pictures, tmp_path):
@@ -178,6 +195,25 @@ def test_recalls_and_ranks_on_a_known_case():
     recalls = retrieval_recalls(embeds, embeds[[1, 0, *range(2, 12)]])
     assert recalls["text_to_image_recall@1"] == pytest.approx(10 / 12)
     assert recalls["image_to_text_recall@5"] < 1  # the two swapped ones tie with all others
+
+
+def test_broken_embeddings_rank_last():
+    ranks = retrieval_ranks(torch.full((3, 3), float("nan")))
+    assert ranks.tolist() == [2, 2, 2]
+
+
+def test_evaluation_counts_no_stand_in_for_a_corrupt_image(pictures):
+    processor = tiny_processor()
+    model = tiny_model(text_config={"vocab_size": len(processor.tokenizer)})
+    rows = (
+        load_pairs(str(pictures), eval_fraction=0.25)["test"]
+        .cast_column("image", datasets.Image(decode=False))
+        .to_list()
+    )
+    rows[3]["image"] = {"bytes": b"broken", "path": None}
+    dataset = ImageCaptionDataset(datasets.Dataset.from_list(rows), on_corrupt_image="skip")
+    result = evaluate_pairs(model, dataset, PairCollator(processor), Accelerator(cpu=True), batch_size=3)
+    assert result["num_eval_images"] == 9
 
 
 def test_word_f1_on_known_cases():

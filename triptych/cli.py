@@ -5,8 +5,9 @@ from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
@@ -21,17 +22,17 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         _fail(f"There is no image {path}.")
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # Pillow's plugins raise what they like
         _fail(f"Image {path} cannot be read: {error}")
 
 
@@ -55,10 +56,13 @@ def caption(
     """Write a caption for every image."""
     pictures = [_open(path) for path in images]
     captioner, processor = _load(AutoModelForImageTextToText, model)
-    inputs = processor(images=pictures, text=[prompt] * len(pictures) if prompt else None, return_tensors="pt")
-    ids = captioner.generate(**inputs.to(captioner.device), num_beams=num_beams, max_new_tokens=max_new_tokens)
+    try:
+        inputs = processor(images=pictures, text=[prompt] * len(pictures) if prompt else None, return_tensors="pt")
+        ids = captioner.generate(**inputs.to(captioner.device), num_beams=num_beams, max_new_tokens=max_new_tokens)
+    except ValueError as error:
+        _fail(str(error))
     for path, text in zip(images, processor.batch_decode(ids, skip_special_tokens=True), strict=True):
-        console.print(f"{path}\t{text.strip()}", highlight=False, soft_wrap=True)
+        console.print(f"{path}\t{text.strip()}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -76,8 +80,11 @@ def retrieve(
     if not paths:
         _fail(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
     encoder, processor = _load(AutoModel, model)
-    with torch.no_grad():
+    try:
         text = processor(text=[query], return_tensors="pt").to(encoder.device)
+    except ValueError as error:
+        _fail(str(error))
+    with torch.no_grad():
         text_embeds = torch.nn.functional.normalize(encoder.get_text_features(**text).pooler_output, dim=-1)
         scores = []
         for start in range(0, len(paths), batch_size):
@@ -88,7 +95,7 @@ def retrieve(
     best = torch.cat(scores).topk(min(top, len(paths)))
     table = Table("cosine", Column("image", overflow="fold"))
     for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        table.add_row(f"{score:.3f}", str(paths[index]))
+        table.add_row(f"{score:.3f}", escape(str(paths[index])))
     console.print(table)
 
 

@@ -32,13 +32,17 @@ def auto_classes_of(config_class: type) -> dict[str, type[PreTrainedModel]]:
 def _exported_code(model: PreTrainedModel, processor: ProcessorMixin | None) -> Iterator[None]:
     """While active, `save_pretrained` copies the source files and writes a complete `auto_map`.
 
-    transformers remembers one Auto class per model class and copies code at every later save, so both are undone.
+    transformers remembers one Auto class per model class, copies code at every later save, and leaves an `auto_map` on
+    config and processor; all of that is undone.
     """
     config_class = type(model.config)
     auto_classes = auto_classes_of(config_class)
     own_name = next((name for name, cls in auto_classes.items() if cls is type(model)), None)
     if own_name is None:
-        raise ValueError(f"{type(model).__name__} is registered with no Auto class, so nobody could load it.")
+        raise ValueError(
+            f"`model` is a {type(model).__module__}.{type(model).__name__}, which is registered with no Auto class. Load "
+            "it with triptych imported (not through the code of a repository), and merge adapters first."
+        )
     previous_auto_map = getattr(model.config, "auto_map", None)
     model.config.auto_map = {
         name: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for name, cls in auto_classes.items()
@@ -53,6 +57,9 @@ def _exported_code(model: PreTrainedModel, processor: ProcessorMixin | None) -> 
     finally:
         for cls in exported:
             cls._auto_class = None
+        if processor is not None:
+            for part in (processor, *(getattr(processor, name) for name in processor.get_attributes())):
+                part.__dict__.pop("auto_map", None)
         if previous_auto_map is None:
             del model.config.auto_map
         else:

@@ -30,6 +30,16 @@ def save_checkpoint(folder: Path, accelerator: Accelerator, processor: Processor
     return target
 
 
+def refuse_old_checkpoints(folder: Path) -> None:
+    """A run from scratch must not mix its checkpoints with those of an earlier one.
+
+    Raises:
+        ValueError: If there is a checkpoint.
+    """
+    if old := sorted(folder.glob("step-*")):
+        raise ValueError(f"{old[-1]} is a checkpoint of an earlier run: pass `resume` to go on, or delete {folder}.")
+
+
 def latest_checkpoint(folder: Path) -> Path:
     """The newest complete checkpoint.
 
@@ -42,4 +52,4 @@ def latest_checkpoint(folder: Path) -> Path:
     return checkpoints[-1]
 
 
-__all__ = ["latest_checkpoint", "save_checkpoint"]
+__all__ = ["latest_checkpoint", "refuse_old_checkpoints", "save_checkpoint"]

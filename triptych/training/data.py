@@ -9,7 +9,7 @@ from typing import Any, Literal
 import datasets
 import torch
 from datasets import DatasetDict, load_dataset
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
@@ -51,6 +51,8 @@ def load_pairs(
         data = load_openmoji_captions(image_size)
     else:
         path = Path(name)
+        if path.is_file() and path.suffix != ".parquet":
+            raise ValueError(f"`name` {name!r} is a file of an unknown kind, expected .parquet or a folder.")
         if path.is_file():
             data = load_dataset("parquet", data_files=str(path))
         elif path.is_dir() and any(path.rglob("*.parquet")):
@@ -80,7 +82,8 @@ class ImageCaptionDataset(Dataset):
         image_column, caption_column (`str`): Their names.
         all_captions (`bool`): Where a caption is a list: one pair per caption (training), or the first (evaluation).
         crop_scale (`float`): Smallest share of the area that a random training crop keeps; 1.0 crops nothing.
-        on_corrupt_image (`"error"` or `"skip"`): Stop with the image's name, or take the next pair instead and count.
+        on_corrupt_image (`"error"` or `"skip"`):
+            Stop with the image's name, or take the next pair instead (`num_skipped` tells) so that batches stay full.
         seed (`int`): Seed of the crops, which depend on seed, epoch and row only.
     """
 
@@ -100,6 +103,11 @@ class ImageCaptionDataset(Dataset):
         self.image_column, self.caption_column = image_column, caption_column
         self.crop_scale, self.on_corrupt_image, self.seed, self.epoch = crop_scale, on_corrupt_image, seed, 0
         captions = data[caption_column]
+        for row, caption in enumerate(captions):
+            if not caption:
+                raise ValueError(
+                    f"`{caption_column}` of row {row} is {caption!r}, expected a caption or a list of them."
+                )
         self.pairs = [
             (row, position)
             for row, caption in enumerate(captions)
@@ -117,8 +125,8 @@ class ImageCaptionDataset(Dataset):
         try:
             source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
             with Image.open(source) as opened:
-                return opened.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
+                return ImageOps.exif_transpose(opened).convert("RGB")
+        except Exception as error:  # Pillow's plugins raise what they like, decompression bombs included
             name = (image or {}).get("path") or "without a file name"
             raise CorruptImageError(f"Image {name} (row {row}) cannot be read: {error}") from error
 

@@ -25,7 +25,7 @@ def retrieval_ranks(similarity: torch.Tensor) -> torch.Tensor:
         `torch.LongTensor` of shape `(num_queries,)`.
     """
     target = similarity.diagonal()[:, None]
-    return (similarity >= target).sum(dim=1) - 1
+    return similarity.shape[1] - 1 - (similarity < target).sum(dim=1)  # NaN ranks last
 
 
 def retrieval_recalls(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> dict[str, float]:
@@ -43,6 +43,11 @@ def retrieval_recalls(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> 
             results[f"{name}_recall@{k}"] = (ranks < k).float().mean().item()
         results[f"{name}_median_rank"] = ranks.float().median().item() + 1
     return results
+
+
+def _readable(pairs: list[dict]) -> list[dict]:
+    """Pairs that do not stand in for a corrupt one: those would count twice."""
+    return [pair for pair in pairs if not pair["num_skipped"]]
 
 
 def word_f1(generated: str, true: str) -> float:
@@ -72,8 +77,12 @@ def evaluate_captions(
     captioner.eval()
     scores: list[tuple[float, float]] = []
     with accelerator.split_between_processes(list(range(len(dataset)))) as indices:
-        loader = DataLoader(Subset(dataset, indices), batch_size=batch_size, collate_fn=list, num_workers=num_workers)
+        loader = DataLoader(
+            Subset(dataset, indices), batch_size=batch_size, collate_fn=_readable, num_workers=num_workers
+        )
         for pairs in tqdm(loader, desc="caption", leave=False, disable=not accelerator.is_main_process):
+            if not pairs:
+                continue
             inputs = processor(images=[pair["image"] for pair in pairs], return_tensors="pt").to(accelerator.device)
             with accelerator.autocast():
                 ids = captioner.generate(**inputs)
@@ -94,7 +103,7 @@ def evaluate_pairs(
     batch_size: int,
     num_workers: int = 0,
 ) -> dict[str, float]:
-    """Evaluate a contrastive captioner on every pair of a data set, spread over the processes.
+    """Evaluate a contrastive captioner on every readable pair of a data set, spread over the processes.
 
     Args:
         model: A captioner; returns embeddings and both losses when given labels.
@@ -114,15 +123,18 @@ def evaluate_pairs(
     model.eval()
     with accelerator.split_between_processes(list(range(len(dataset)))) as indices:
         loader = DataLoader(
-            Subset(dataset, indices), batch_size=batch_size, collate_fn=collator, num_workers=num_workers
+            Subset(dataset, indices), batch_size=batch_size, collate_fn=_readable, num_workers=num_workers
         )
         image_embeds, text_embeds, nll, num_tokens = [], [], 0.0, 0
-        for batch in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
+        for pairs in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
+            if not pairs:
+                continue
+            batch = collator(pairs)
             batch.pop("num_skipped")
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with accelerator.autocast():
                 outputs = model(**batch, skip_logits=True)
-            batch_tokens = (batch["labels"][:, 1:] != -100).sum().item()
+            batch_tokens = int((batch["labels"][:, 1:] != -100).sum())
             nll += outputs.caption_loss.item() * batch_tokens
             num_tokens += batch_tokens
             image_embeds.append(outputs.image_embeds.float().cpu())

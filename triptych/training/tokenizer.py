@@ -1,9 +1,10 @@
 """A tokenizer trained on the captions themselves, for data sets that need no web-scale vocabulary."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -50,4 +51,35 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
     )
 
 
-__all__ = ["train_tokenizer"]
+def load_tokenizer(name: str, max_length: int) -> PreTrainedTokenizerFast:
+    """Load any fast tokenizer and make it write `BOS text EOS`, with a padding token of its own.
+
+    EOS is a training target and padding is not, so tokens that share an id (CLIP's padding and EOS, GPT-2's BOS and EOS)
+    get new ones.
+
+    Args:
+        name (`str`): Folder or Hub name.
+        max_length (`int`): Context length in tokens, BOS and EOS included.
+
+    Raises:
+        ValueError: If the tokenizer is not a fast one, whose template can be set.
+    """
+    tokenizer: Any = AutoTokenizer.from_pretrained(name, model_max_length=max_length, padding_side="right")
+    if not tokenizer.is_fast:
+        raise ValueError(f"`tokenizer` {name!r} is a {type(tokenizer).__name__}, expected a fast tokenizer.")
+    for role, text, others in (
+        ("eos_token", EOS, ()),
+        ("bos_token", BOS, ("eos_token",)),
+        ("pad_token", PAD, ("eos_token", "bos_token")),
+    ):
+        token = getattr(tokenizer, role)
+        if token is None or token in [getattr(tokenizer, other) for other in others]:
+            tokenizer.add_special_tokens({role: text})
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {eos}", special_tokens=[(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)]
+    )
+    return tokenizer
+
+
+__all__ = ["load_tokenizer", "train_tokenizer"]
