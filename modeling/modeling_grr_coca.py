@@ -277,6 +277,11 @@ class GrrCocaTower(GrrCocaPreTrainedModel):
         kwargs.setdefault("key_mapping", {rf"^(?:model\.)?{cls._prefix_in_whole_model}\.": ""})
         return super().from_pretrained(*args, **kwargs)
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        # By default transformers would undo the key mapping of loading, which is no plain renaming.
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(*args, **kwargs)
+
 
 class GrrCocaVisionModel(GrrCocaTower):
     """ViT with caption and contrastive poolers (CoCa section 3.2; GRR-CoCa replaces norm, feed-forward and positions)."""
