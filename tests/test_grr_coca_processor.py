@@ -38,7 +38,7 @@ def test_texts_have_bos_and_eos_once_and_fixed_length(processor):
 def test_texts_survive_a_round_trip(processor):
     texts = [*CAPTIONS, "Côte d’Ivoire 😀 !!!"]  # noqa: RUF001
     ids = processor(text=texts, padding="longest", max_length=64).input_ids
-    assert [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)] == texts
+    assert processor.batch_decode(ids, skip_special_tokens=True) == texts
 
 
 def test_images_of_any_mode_and_size_become_normalised_tensors(processor):
