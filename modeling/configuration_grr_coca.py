@@ -16,16 +16,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-
-def _check_positive(config: PreTrainedConfig, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
-
-
-def _check_heads(hidden_size: int, num_heads: int, size_name: str, heads_name: str) -> None:
-    if hidden_size % num_heads != 0:
-        raise ValueError(f"`{size_name}` must be a multiple of `{heads_name}`, got {hidden_size} and {num_heads}.")
+from .configuration_base import check_heads, check_patches, check_positive, preset_fields
 
 
 def _check_rope(head_dim: int, position_embedding_type: str) -> None:
@@ -117,14 +108,11 @@ class GrrCocaVisionConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Check that sizes divide as attention, RoPE and the patch grid need."""
         sizes = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_channels", "pooler_hidden_size")
-        _check_positive(self, *sizes, "num_attention_heads", "num_pooler_heads", "num_caption_queries")
-        _check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
-        _check_heads(self.pooler_hidden_size, self.num_pooler_heads, "pooler_hidden_size", "num_pooler_heads")
+        check_positive(self, *sizes, "num_attention_heads", "num_pooler_heads", "num_caption_queries")
+        check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        check_heads(self.pooler_hidden_size, self.num_pooler_heads, "pooler_hidden_size", "num_pooler_heads")
         _check_rope(self.hidden_size // self.num_attention_heads, self.position_embedding_type)
-        if self.image_size % self.patch_size != 0:
-            raise ValueError(
-                f"`image_size` must be a multiple of `patch_size`, got {self.image_size} and {self.patch_size}."
-            )
+        check_patches(self.image_size, self.patch_size)
         if self.pooler_type == "open_clip" and self.num_caption_queries < 2:
             raise ValueError(
                 '`pooler_type="open_clip"` spends one query on the image embedding, so `num_caption_queries` must be '
@@ -196,8 +184,8 @@ class GrrCocaTextConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Check that sizes divide as attention and RoPE need, and that there is a layer of each kind."""
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
-        _check_positive(self, *sizes, "num_unimodal_layers", "num_multimodal_layers")
-        _check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        check_positive(self, *sizes, "num_unimodal_layers", "num_multimodal_layers")
+        check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
         _check_rope(self.hidden_size // self.num_attention_heads, self.position_embedding_type)
         if self.cls_mask_mode == "legacy" and self.pad_token_id is None:
             raise ValueError('`cls_mask_mode="legacy"` looks at a padding token, but `pad_token_id` is None.')
@@ -272,19 +260,7 @@ class GrrCocaConfig(PreTrainedConfig):
         Raises:
             ValueError: If no preset has this name, or an override is not a field of the configuration.
         """
-        if name not in GRR_COCA_PRESETS:
-            raise ValueError(f"Unknown preset {name!r}. Available: {', '.join(sorted(GRR_COCA_PRESETS))}.")
-        fields = {
-            key: dict(value) if isinstance(value, dict) else value for key, value in GRR_COCA_PRESETS[name].items()
-        }
-        for key, value in overrides.items():
-            target = cls.sub_configs.get(key)
-            known = target.__dataclass_fields__ if target else cls.__dataclass_fields__
-            for field in value if target else (key,):
-                if field not in known:
-                    raise ValueError(f"`{field}` is not a field of {(target or cls).__name__}.")
-            fields[key] = {**fields[key], **value} if target else value
-        return cls(**fields)
+        return cls(**preset_fields(cls, GRR_COCA_PRESETS, name, overrides))
 
 
 # width, heads of each tower; layers; image and patch size in pixels; queries of the caption pooler; initial std of weights

@@ -49,6 +49,26 @@ def build_feed_forward(config) -> nn.Module:
     return GatedFeedForward(config) if config.mlp_type == "geglu" else PlainFeedForward(config)
 
 
+def resize_position_table(table: torch.Tensor, grid_size: int, height: int, width: int) -> torch.Tensor:
+    """A learned table of patch positions, resized (bicubic, antialiased, in fp32) to another grid.
+
+    Args:
+        table (`torch.Tensor` of shape `(num_special + grid_size ** 2, hidden_size)`):
+            Positions row by row, behind those of special tokens, which are kept.
+        grid_size (`int`): Height and width of the learned grid, in patches.
+        height, width (`int`): Of the wanted grid, in patches.
+
+    Returns:
+        `torch.Tensor` of shape `(num_special + height * width, hidden_size)`.
+    """
+    if (height, width) == (grid_size, grid_size):
+        return table
+    special, grid = table[: -(grid_size**2)], table[-(grid_size**2) :]
+    grid = grid.T.reshape(1, -1, grid_size, grid_size).float()
+    grid = nn.functional.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
+    return torch.cat([special, grid[0].flatten(1).T.to(table.dtype)])
+
+
 def rotary_angles(position_ids: torch.Tensor, dim: int, theta: float) -> torch.Tensor:
     """Angles of one-dimensional RoPE (Su et al. 2021, arXiv 2104.09864, eq. 15).
 
@@ -299,5 +319,6 @@ __all__ = [
     "build_feed_forward",
     "build_norm",
     "eager_attention_forward",
+    "resize_position_table",
     "rotary_embedding",
 ]

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
@@ -17,9 +16,19 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .caption_generation import CaptionGenerationMixin, has_cached_image
 from .configuration_grr_coca import GrrCocaConfig, GrrCocaTextConfig, GrrCocaVisionConfig
-from .layers import Attention, CrossAttentionBlock, SelfAttentionBlock, build_norm, rotary_embedding
+from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask, supervised_labels
+from .layers import (
+    Attention,
+    CrossAttentionBlock,
+    SelfAttentionBlock,
+    build_norm,
+    resize_position_table,
+    rotary_embedding,
+)
 from .losses import captioning_loss, contrastive_loss
+from .towers import TowerMixin
 
 
 @dataclass
@@ -121,39 +130,11 @@ class GrrCocaVisionEmbeddings(nn.Module):
         if config.position_embedding_type == "learned":
             self.position_embedding = nn.Embedding(self.grid_size**2 + config.use_cls_token, config.hidden_size)
 
-    def _positions(self, height: int, width: int) -> torch.Tensor:
-        """The position table, resized (bicubic, antialiased) to a grid of `height x width` patches."""
-        table = self.position_embedding.weight
-        if (height, width) == (self.grid_size, self.grid_size):
-            return table
-        num_special = int(self.config.use_cls_token)
-        special, grid = table[:num_special], table[num_special:]
-        grid = grid.T.reshape(1, -1, self.grid_size, self.grid_size).float()
-        grid = nn.functional.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
-        return torch.cat([special, grid[0].flatten(1).T.to(table.dtype)])
-
-    def _check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
-        channels, size, patch = self.config.num_channels, self.config.image_size, self.config.patch_size
-        shape = tuple(pixel_values.shape)
-        if pixel_values.ndim != 4 or shape[0] == 0 or shape[1] != channels:
-            raise ValueError(
-                f"`pixel_values` must have shape (batch_size, {channels}, height, width) with at least one image, "
-                f"got {shape}."
-            )
-        if interpolate_pos_encoding:
-            if min(shape[2:]) < patch or shape[2] % patch or shape[3] % patch:
-                raise ValueError(
-                    f"`pixel_values` must have a height and width that are multiples of the patch size {patch}, "
-                    f"got {shape[2]} x {shape[3]}."
-                )
-        elif shape[2:] != (size, size):
-            raise ValueError(
-                f"`pixel_values` must be {size} x {size} pixels, got {shape[2]} x {shape[3]}. "
-                "Resize the images or pass `interpolate_pos_encoding=True`."
-            )
-
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        self._check(pixel_values, interpolate_pos_encoding)
+        config = self.config
+        check_pixel_values(
+            pixel_values, config.num_channels, config.image_size, config.patch_size, any_size=interpolate_pos_encoding
+        )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         height, width = patches.shape[-2:]
         # Under autocast the convolution answers in half precision; the residual stream stays in the weights' precision.
@@ -162,7 +143,8 @@ class GrrCocaVisionEmbeddings(nn.Module):
             class_embeddings = self.class_embedding.expand(len(embeddings), 1, -1)
             embeddings = torch.cat([class_embeddings, embeddings], dim=1)
         if self.position_embedding is not None:
-            embeddings = embeddings + self._positions(height, width)
+            table = resize_position_table(self.position_embedding.weight, self.grid_size, height, width)
+            embeddings = embeddings + table
         return embeddings
 
     def rotary_positions(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
@@ -267,23 +249,7 @@ _OTHER_PARTS = [
 ]
 
 
-class GrrCocaTower(GrrCocaPreTrainedModel):
-    """A tower that also loads from a checkpoint of the whole model, in which its keys carry a prefix."""
-
-    _prefix_in_whole_model: str
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs) -> "GrrCocaTower":
-        kwargs.setdefault("key_mapping", {rf"^(?:model\.)?{cls._prefix_in_whole_model}\.": ""})
-        return super().from_pretrained(*args, **kwargs)
-
-    def save_pretrained(self, *args, **kwargs) -> None:
-        # By default transformers would undo the key mapping of loading, which is no plain renaming.
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(*args, **kwargs)
-
-
-class GrrCocaVisionModel(GrrCocaTower):
+class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
     """ViT with caption and contrastive poolers (CoCa section 3.2; GRR-CoCa replaces norm, feed-forward and positions)."""
 
     config: GrrCocaVisionConfig
@@ -347,28 +313,7 @@ class GrrCocaVisionModel(GrrCocaTower):
         return GrrCocaVisionOutput(last_hidden_state=hidden_states, pooler_output=pooled, image_tokens=image_tokens)
 
 
-def padding_mask(input_ids: torch.LongTensor, pad_token_id: int | None) -> torch.LongTensor:
-    """1 for tokens, 0 for runs of `pad_token_id` at either end; inside a text that id is a token like any other."""
-    if pad_token_id is None:
-        return torch.ones_like(input_ids)
-    is_token = (input_ids != pad_token_id).long()
-    return (is_token.cumsum(-1) > 0).long() * (is_token.flip(-1).cumsum(-1).flip(-1) > 0).long()
-
-
-def default_position_ids(
-    attention_mask: torch.Tensor | None, past_length: int | torch.Tensor, query_length: int, device: torch.device
-) -> torch.Tensor:
-    """Positions that count real tokens only, so that padding on either side changes nothing.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch_size or 1, query_length)`.
-    """
-    if attention_mask is None:
-        return (torch.arange(query_length, device=device) + past_length)[None]
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -query_length:]
-
-
-class GrrCocaTextModel(GrrCocaTower):
+class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
     """Unimodal text decoder: causal, without cross-attention; a learned CLS token at the end pools the text."""
 
     config: GrrCocaTextConfig
@@ -398,26 +343,6 @@ class GrrCocaTextModel(GrrCocaTower):
         self.final_layer_norm = build_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def _check(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        name, inputs = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
-        longest = self.config.max_position_embeddings
-        if inputs.ndim < 2 or 0 in inputs.shape[:2]:
-            raise ValueError(
-                f"`{name}` must hold at least one text of at least one token, got shape {tuple(inputs.shape)}."
-            )
-        if inputs.shape[1] > longest:
-            raise ValueError(f"`{name}` holds texts of {inputs.shape[1]} tokens, the context is {longest} tokens.")
-        # On an accelerator this check would stall the queue; there the embedding's own assertion fires.
-        if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            smallest, largest = input_ids.min().item(), input_ids.max().item()
-            if smallest < 0 or largest >= self.config.vocab_size:
-                raise ValueError(
-                    f"`input_ids` must lie between 0 and {self.config.vocab_size - 1}, got ids from {smallest} to "
-                    f"{largest}. Does the tokenizer belong to this model?"
-                )
 
     def _append_cls(
         self,
@@ -507,7 +432,7 @@ class GrrCocaTextModel(GrrCocaTower):
         Raises:
             ValueError: If a text is empty or longer than the context, or an id lies outside the vocabulary.
         """
-        self._check(input_ids, inputs_embeds)
+        check_texts(input_ids, inputs_embeds, self.config.vocab_size, self.config.max_position_embeddings)
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         num_tokens = hidden_states.shape[1]
         if append_cls and attention_mask is None:
@@ -771,39 +696,7 @@ class GrrCocaModel(GrrCocaPreTrainedModel):
         )
 
 
-def align_prompts(
-    input_ids: torch.LongTensor,
-    attention_mask: torch.Tensor | None,
-    pad_token_id: int | None,
-    eos_token_id: int | list[int] | None,
-) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """Make prompts ready to be continued: drop an EOS at their end and move all padding to the left.
-
-    Tokenizers close a text with EOS and pad on the right; a caption continues neither.
-
-    Returns:
-        Token ids and attention mask of shape `(batch_size, longest_prompt)`.
-
-    Raises:
-        ValueError: If a prompt holds nothing but padding and EOS.
-    """
-    keep = padding_mask(input_ids, pad_token_id) if attention_mask is None else attention_mask.long()
-    keep = keep.to(input_ids.device)
-    if eos_token_id is not None:
-        from_end = keep.flip(-1).cumsum(-1).flip(-1)  # 1 at the last token of every row
-        is_eos = torch.isin(input_ids, torch.tensor(eos_token_id, device=input_ids.device))
-        keep = keep * ~(is_eos & (from_end == 1))
-    lengths = keep.sum(-1)
-    if (lengths == 0).any():
-        row = int((lengths == 0).nonzero()[0])
-        raise ValueError(f"`input_ids[{row}]` is an empty prompt, expected at least BOS: {input_ids[row].tolist()}.")
-    order = keep.argsort(dim=-1, stable=True)  # padding first, tokens in their order behind it
-    start = input_ids.shape[1] - int(lengths.max())
-    keep = keep.gather(-1, order)[:, start:]
-    return input_ids.gather(-1, order)[:, start:].masked_fill(keep == 0, pad_token_id or 0), keep
-
-
-class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
+class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationMixin):
     """The captioner: [`GrrCocaModel`] with a vocabulary head, trained with the joint loss (CoCa eq. 4).
 
     Example:
@@ -836,20 +729,6 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
     def get_text_features(self, input_ids: torch.LongTensor, **kwargs) -> BaseModelOutputWithPooling:
         """See [`GrrCocaModel.get_text_features`]."""
         return self.model.get_text_features(input_ids, **kwargs)
-
-    def _supervised(self, labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Checked labels, without targets that padding would have to predict (BOS behind padding on the left)."""
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            valid = labels[labels != -100]
-            if valid.numel() and (valid.min() < 0 or valid.max() >= self.config.text_config.vocab_size):
-                raise ValueError(
-                    f"`labels` must be -100 or lie between 0 and {self.config.text_config.vocab_size - 1}, got values "
-                    f"from {valid.min().item()} to {valid.max().item()}."
-                )
-        if attention_mask is None or attention_mask.shape != labels.shape:
-            return labels
-        behind_padding = nn.functional.pad(attention_mask[:, :-1] == 0, (1, 0)).to(labels.device)
-        return labels.masked_fill(behind_padding, -100)
 
     @can_return_tuple
     def forward(
@@ -903,12 +782,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
         use_cache = use_cache and labels is None
         if past_key_values is None and use_cache:
             past_key_values = EncoderDecoderCache(DynamicCache(config=config.text_config), DynamicCache())
-        elif past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
-            raise ValueError(
-                "`past_key_values` must be an `EncoderDecoderCache` (text and image keys are kept apart), got "
-                f"{type(past_key_values).__name__}."
-            )
-
+        self._check_cache(past_key_values)
         if labels is not None and past_key_values is not None:
             raise ValueError("`labels` score whole captions; pass no `past_key_values` with them.")
         if pixel_values is not None and image_tokens is not None:
@@ -917,8 +791,8 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             attention_mask = padding_mask(input_ids, config.text_config.pad_token_id)
 
         vision_outputs = image_embeds = None
-        has_cached_image = past_key_values is not None and past_key_values.is_updated.get(0, False)
-        if image_tokens is None and not has_cached_image:
+        is_cached = has_cached_image(past_key_values)
+        if image_tokens is None and not is_cached:
             if pixel_values is None:
                 raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
             vision_outputs = self.model.get_image_features(
@@ -944,7 +818,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {num_texts} texts.")
         decoder_outputs = self.model.multimodal_decoder(
             text_outputs.last_hidden_state,
-            None if has_cached_image else image_tokens,
+            None if is_cached else image_tokens,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -961,7 +835,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
 
         loss = contrastive = caption = text_embeds = logits_per_text = None
         if labels is not None:
-            labels = self._supervised(labels, attention_mask)
+            labels = supervised_labels(labels, attention_mask, config.text_config.vocab_size)
             caption = captioning_loss(hidden_states, labels, self.lm_head, gather=self.training)
             loss = config.caption_loss_weight * caption
         if with_contrastive:
@@ -987,78 +861,6 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, GenerationMixin):
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
         )
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
-        if generation_config.max_length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"Prompt and new tokens may reach {generation_config.max_length} tokens, the context is "
-                f"{self.config.max_position_embeddings} tokens. Lower `max_new_tokens` (or `max_length`)."
-            )
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
-        if cache is not None and not isinstance(cache, EncoderDecoderCache):
-            model_kwargs["past_key_values"] = EncoderDecoderCache(cache, DynamicCache())
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_tokens: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        **kwargs,
-    ) -> torch.Tensor:
-        """Caption images with transformers' `generate`: greedy, beam, sampling, assisted, any cache.
-
-        Every image is encoded once, before beams multiply the batch (an `assistant_model` encodes it with its own vision
-        tower). Prompts may be tokenised as texts are: an EOS at their end is dropped and padding moves to the left;
-        without an `attention_mask`, `pad_token_id` at either end is padding.
-
-        Args:
-            inputs or input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*): Prompts, one
-                per image. Default: BOS.
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*): Images.
-            image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
-                Instead of `pixel_values`, from an earlier `get_image_features`.
-            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
-            kwargs: Everything else that `GenerationMixin.generate` accepts.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch_size, length)` with the prompt in front, or what
-            `return_dict_in_generate` asks for.
-
-        Raises:
-            ValueError: If there is no image, images and prompts differ in number, or the request exceeds the context.
-        """
-        cache = kwargs.get("past_key_values")
-        has_cached_image = isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(0, False)
-        if pixel_values is not None and image_tokens is not None:
-            raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
-        if pixel_values is None and image_tokens is None and not has_cached_image:
-            raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
-        if kwargs.get("assistant_model") is not None and pixel_values is not None:
-            kwargs["pixel_values"] = pixel_values  # the assistant has a vision tower of its own
-        elif pixel_values is not None and not has_cached_image:
-            if self.device.type != "meta":  # where weights are offloaded, hooks move the inputs
-                pixel_values = pixel_values.to(self.device)
-            features = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-            image_tokens = features.image_tokens
-        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if input_ids is not None:
-            input_ids = torch.as_tensor(input_ids)
-            images = pixel_values if image_tokens is None else image_tokens
-            if images is not None and len(input_ids) != len(images):
-                raise ValueError(
-                    f"`input_ids` must hold one prompt per image, got {len(input_ids)} prompts and {len(images)} images."
-                )
-            if cache is None:
-                text_config = self.config.text_config
-                input_ids, kwargs["attention_mask"] = align_prompts(
-                    input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id
-                )
-        if image_tokens is not None:
-            kwargs["image_tokens"] = image_tokens
-        return super().generate(input_ids, **kwargs)
 
 
 __all__ = [

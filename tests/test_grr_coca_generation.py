@@ -5,8 +5,8 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, set_seed
 
 from tests.conftest import random_batch, tiny_model
+from triptych.modeling.inputs import align_prompts
 from triptych.modeling.layers import Attention
-from triptych.modeling.modeling_grr_coca import align_prompts
 
 
 NO_EOS = {"eos_token_id": None, "max_new_tokens": 8}

@@ -1,0 +1,97 @@
+"""`generate` for captioners whose images enter through cross-attention: encoded once, cached, prompts of any length."""
+
+import torch
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
+
+from .inputs import align_prompts
+
+
+def has_cached_image(past_key_values) -> bool:
+    """Whether the keys and values of the image are already in the cache."""
+    return isinstance(past_key_values, EncoderDecoderCache) and past_key_values.is_updated.get(0, False)
+
+
+class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "GenerationMixin" in the name
+    """For models with `get_image_features(...).image_tokens`, the memory of their text decoder."""
+
+    def _check_cache(self, past_key_values) -> None:
+        if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
+            raise ValueError(
+                "`past_key_values` must be an `EncoderDecoderCache` (text and image keys are kept apart), got "
+                f"{type(past_key_values).__name__}."
+            )
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+        if generation_config.max_length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"Prompt and new tokens may reach {generation_config.max_length} tokens, the context is "
+                f"{self.config.max_position_embeddings} tokens. Lower `max_new_tokens` (or `max_length`)."
+            )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and not isinstance(cache, EncoderDecoderCache):
+            model_kwargs["past_key_values"] = EncoderDecoderCache(cache, DynamicCache())
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Caption images with transformers' `generate`: greedy, beam, sampling, assisted, any cache.
+
+        Every image is encoded once, before beams multiply the batch (an `assistant_model` encodes it with its own vision
+        tower). Prompts may be tokenised as texts are: an EOS at their end is dropped and padding moves to the left;
+        without an `attention_mask`, `pad_token_id` at either end is padding.
+
+        Args:
+            inputs or input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*): Prompts, one
+                per image. Default: BOS.
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*): Images.
+            image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
+                Instead of `pixel_values`, from an earlier `get_image_features`.
+            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+            kwargs: Everything else that `GenerationMixin.generate` accepts.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size, length)` with the prompt in front, or what
+            `return_dict_in_generate` asks for.
+
+        Raises:
+            ValueError: If there is no image, images and prompts differ in number, or the request exceeds the context.
+        """
+        cache = kwargs.get("past_key_values")
+        if pixel_values is not None and image_tokens is not None:
+            raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
+        if pixel_values is None and image_tokens is None and not has_cached_image(cache):
+            raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
+        if kwargs.get("assistant_model") is not None and pixel_values is not None:
+            kwargs["pixel_values"] = pixel_values  # the assistant has a vision tower of its own
+        elif pixel_values is not None and not has_cached_image(cache):
+            if self.device.type != "meta":  # where weights are offloaded, hooks move the inputs
+                pixel_values = pixel_values.to(self.device)
+            features = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+            image_tokens = features.image_tokens
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if input_ids is not None:
+            input_ids = torch.as_tensor(input_ids)
+            images = pixel_values if image_tokens is None else image_tokens
+            if images is not None and len(input_ids) != len(images):
+                raise ValueError(
+                    f"`input_ids` must hold one prompt per image, got {len(input_ids)} prompts and {len(images)} images."
+                )
+            if cache is None:
+                text_config = self.config.text_config
+                input_ids, kwargs["attention_mask"] = align_prompts(
+                    input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id
+                )
+        if image_tokens is not None:
+            kwargs["image_tokens"] = image_tokens
+        return super().generate(input_ids, **kwargs)
+
+
+__all__ = ["CaptionGenerationMixin", "has_cached_image"]

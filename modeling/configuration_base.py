@@ -1,0 +1,44 @@
+"""What the configurations of this package share: presets by name, and checks of sizes."""
+
+from transformers.configuration_utils import PreTrainedConfig
+
+
+def check_positive(config: PreTrainedConfig, *names: str) -> None:
+    """Refuse fields that are below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
+
+
+def check_heads(hidden_size: int, num_heads: int, size_name: str, heads_name: str) -> None:
+    """Refuse a width that attention heads cannot share equally."""
+    if hidden_size % num_heads != 0:
+        raise ValueError(f"`{size_name}` must be a multiple of `{heads_name}`, got {hidden_size} and {num_heads}.")
+
+
+def check_patches(image_size: int, patch_size: int) -> None:
+    """Refuse images that patches cannot tile."""
+    if image_size % patch_size != 0:
+        raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {image_size} and {patch_size}.")
+
+
+def preset_fields(config_class: type[PreTrainedConfig], presets: dict[str, dict], name: str, overrides: dict) -> dict:
+    """Keyword arguments of `config_class` for a named preset; sub-config dicts in `overrides` are merged into it.
+
+    Raises:
+        ValueError: If no preset has this name, or an override is not a field of the configuration.
+    """
+    if name not in presets:
+        raise ValueError(f"Unknown preset {name!r}. Available: {', '.join(sorted(presets))}.")
+    fields = {key: dict(value) if isinstance(value, dict) else value for key, value in presets[name].items()}
+    for key, value in overrides.items():
+        target = config_class.sub_configs.get(key)
+        known = target.__dataclass_fields__ if target else config_class.__dataclass_fields__
+        for field in value if target else (key,):
+            if field not in known:
+                raise ValueError(f"`{field}` is not a field of {(target or config_class).__name__}.")
+        fields[key] = {**fields[key], **value} if target else value
+    return fields
+
+
+__all__ = ["check_heads", "check_patches", "check_positive", "preset_fields"]

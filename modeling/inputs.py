@@ -1,0 +1,158 @@
+"""What happens to images and token ids before a layer sees them: checks, padding, positions, prompts, labels."""
+
+import torch
+
+
+def check_pixel_values(
+    pixel_values: torch.Tensor,
+    num_channels: int,
+    image_size: int,
+    patch_size: int,
+    any_size: bool = False,
+    name: str = "pixel_values",
+) -> None:
+    """Refuse images that the patch embedding cannot read.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(..., num_channels, height, width)`): Images.
+        num_channels, image_size, patch_size (`int`): What the model was built for, in channels and pixels.
+        any_size (`bool`): Accept every multiple of the patch size instead of `image_size` alone.
+        name (`str`): Of the argument, for the message.
+
+    Raises:
+        ValueError: If number of images, channels or size do not fit.
+    """
+    shape = tuple(pixel_values.shape)
+    leading = {"pixel_values": "batch_size", "pixel_values_videos": "batch_size, num_frames"}[name]
+    if pixel_values.ndim != leading.count(",") + 4 or 0 in shape[:-2] or shape[-3] != num_channels:
+        what = "frame" if "num_frames" in leading else "image"
+        raise ValueError(
+            f"`{name}` must have shape ({leading}, {num_channels}, height, width) with at least one {what}, got {shape}."
+        )
+    height, width = shape[-2:]
+    if any_size:
+        if min(height, width) < patch_size or height % patch_size or width % patch_size:
+            raise ValueError(
+                f"`{name}` must have a height and width that are multiples of the patch size {patch_size}, "
+                f"got {height} x {width}."
+            )
+    elif (height, width) != (image_size, image_size):
+        raise ValueError(
+            f"`{name}` must be {image_size} x {image_size} pixels, got {height} x {width}. "
+            "Resize the images or pass `interpolate_pos_encoding=True`."
+        )
+
+
+def check_texts(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, vocab_size: int, context_length: int
+) -> None:
+    """Refuse texts that the token embedding or the context cannot hold.
+
+    Raises:
+        ValueError: If not exactly one kind of input is given, a text is empty or longer than `context_length` tokens, or
+            an id lies outside the vocabulary.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+    name, inputs = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    if inputs.ndim < 2 or 0 in inputs.shape[:2]:
+        raise ValueError(
+            f"`{name}` must hold at least one text of at least one token, got shape {tuple(inputs.shape)}."
+        )
+    if inputs.shape[1] > context_length:
+        raise ValueError(f"`{name}` holds texts of {inputs.shape[1]} tokens, the context is {context_length} tokens.")
+    # On an accelerator this check would stall the queue; there the embedding's own assertion fires.
+    if input_ids is not None and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        smallest, largest = input_ids.min().item(), input_ids.max().item()
+        if smallest < 0 or largest >= vocab_size:
+            raise ValueError(
+                f"`input_ids` must lie between 0 and {vocab_size - 1}, got ids from {smallest} to {largest}. Does the "
+                "tokenizer belong to this model?"
+            )
+
+
+def supervised_labels(labels: torch.Tensor, attention_mask: torch.Tensor | None, vocab_size: int) -> torch.Tensor:
+    """Checked labels, without targets that padding would have to predict (BOS behind padding on the left).
+
+    Args:
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids, or -100 to ignore.
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
+        vocab_size (`int`): Number of token ids.
+
+    Raises:
+        ValueError: If a label lies outside the vocabulary.
+    """
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        valid = labels[labels != -100]
+        if valid.numel() and (valid.min() < 0 or valid.max() >= vocab_size):
+            raise ValueError(
+                f"`labels` must be -100 or lie between 0 and {vocab_size - 1}, got values from {valid.min().item()} to "
+                f"{valid.max().item()}."
+            )
+    if attention_mask is None or attention_mask.shape != labels.shape:
+        return labels
+    behind_padding = torch.nn.functional.pad(attention_mask[:, :-1] == 0, (1, 0)).to(labels.device)
+    return labels.masked_fill(behind_padding, -100)
+
+
+def padding_mask(input_ids: torch.LongTensor, pad_token_id: int | None) -> torch.LongTensor:
+    """1 for tokens, 0 for runs of `pad_token_id` at either end; inside a text that id is a token like any other."""
+    if pad_token_id is None:
+        return torch.ones_like(input_ids)
+    is_token = (input_ids != pad_token_id).long()
+    return (is_token.cumsum(-1) > 0).long() * (is_token.flip(-1).cumsum(-1).flip(-1) > 0).long()
+
+
+def default_position_ids(
+    attention_mask: torch.Tensor | None, past_length: int | torch.Tensor, query_length: int, device: torch.device
+) -> torch.Tensor:
+    """Positions that count real tokens only, so that padding on either side changes nothing.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size or 1, query_length)`.
+    """
+    if attention_mask is None:
+        return (torch.arange(query_length, device=device) + past_length)[None]
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -query_length:]
+
+
+def align_prompts(
+    input_ids: torch.LongTensor,
+    attention_mask: torch.Tensor | None,
+    pad_token_id: int | None,
+    eos_token_id: int | list[int] | None,
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Make prompts ready to be continued: drop an EOS at their end and move all padding to the left.
+
+    Tokenizers close a text with EOS and pad on the right; a caption continues neither.
+
+    Returns:
+        Token ids and attention mask of shape `(batch_size, longest_prompt)`.
+
+    Raises:
+        ValueError: If a prompt holds nothing but padding and EOS.
+    """
+    keep = padding_mask(input_ids, pad_token_id) if attention_mask is None else attention_mask.long()
+    keep = keep.to(input_ids.device)
+    if eos_token_id is not None:
+        from_end = keep.flip(-1).cumsum(-1).flip(-1)  # 1 at the last token of every row
+        is_eos = torch.isin(input_ids, torch.tensor(eos_token_id, device=input_ids.device))
+        keep = keep * ~(is_eos & (from_end == 1))
+    lengths = keep.sum(-1)
+    if (lengths == 0).any():
+        row = int((lengths == 0).nonzero()[0])
+        raise ValueError(f"`input_ids[{row}]` is an empty prompt, expected at least BOS: {input_ids[row].tolist()}.")
+    order = keep.argsort(dim=-1, stable=True)  # padding first, tokens in their order behind it
+    start = input_ids.shape[1] - int(lengths.max())
+    keep = keep.gather(-1, order)[:, start:]
+    return input_ids.gather(-1, order)[:, start:].masked_fill(keep == 0, pad_token_id or 0), keep
+
+
+__all__ = [
+    "align_prompts",
+    "check_pixel_values",
+    "check_texts",
+    "default_position_ids",
+    "padding_mask",
+    "supervised_labels",
+]
