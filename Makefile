@@ -8,7 +8,7 @@ PREPARED := $(VENV)/.prepared
 
 $(PREPARED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,demo,video,dev]"
 	touch $@
 
 demo: $(PREPARED)  ## Train a tiny GRR-CoCa on OpenMoji captions, write outputs/demo and its report

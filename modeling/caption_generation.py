@@ -33,6 +33,14 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         if cache is not None and not isinstance(cache, EncoderDecoderCache):
             model_kwargs["past_key_values"] = EncoderDecoderCache(cache, DynamicCache())
 
+    def _prompt_inputs(self, attention_mask: torch.LongTensor) -> dict[str, torch.Tensor]:
+        """What `forward` wants to know about prompts, beside their tokens; none by default.
+
+        Args:
+            attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`): Of the aligned prompts.
+        """
+        return {}
+
     @torch.no_grad()
     def generate(
         self,
@@ -89,6 +97,7 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
                 input_ids, kwargs["attention_mask"] = align_prompts(
                     input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id
                 )
+                kwargs |= self._prompt_inputs(kwargs["attention_mask"])
         if image_tokens is not None:
             kwargs["image_tokens"] = image_tokens
         return super().generate(input_ids, **kwargs)

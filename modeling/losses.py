@@ -14,6 +14,15 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def _check_pairs(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> int:
+    if len(image_embeds) != len(text_embeds) or len(image_embeds) == 0:
+        raise ValueError(
+            "A contrastive loss needs equally many images and texts, at least one of each: got "
+            f"{len(image_embeds)} `image_embeds` and {len(text_embeds)} `text_embeds`."
+        )
+    return len(image_embeds)
+
+
 def contrastive_loss(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -39,12 +48,7 @@ def contrastive_loss(
     Raises:
         ValueError: If the numbers of images and texts differ or are zero, or `reduction` is unknown.
     """
-    num_pairs = len(image_embeds)
-    if num_pairs != len(text_embeds) or num_pairs == 0:
-        raise ValueError(
-            "A contrastive loss needs equally many images and texts, at least one of each: got "
-            f"{num_pairs} `image_embeds` and {len(text_embeds)} `text_embeds`."
-        )
+    num_pairs = _check_pairs(image_embeds, text_embeds)
     if reduction not in ("mean", "sum"):
         raise ValueError(f'`reduction` must be "mean" or "sum", got {reduction!r}.')
     image_embeds, text_embeds, logit_scale = image_embeds.float(), text_embeds.float(), logit_scale.float()
@@ -60,6 +64,57 @@ def contrastive_loss(
         text_to_image = nn.functional.cross_entropy(logit_scale * text_embeds @ all_image_embeds.T, targets)
     loss = image_to_text + text_to_image
     return loss / 2 if reduction == "mean" else loss
+
+
+def focal_contrastive_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor | None = None,
+    gamma: float = 1.0,
+    gather: bool = False,
+) -> torch.Tensor:
+    """Focal sigmoid contrastive loss over matching image-text pairs (MaMMUT, arXiv 2303.16839, section 3.2).
+
+    With logits x and p = sigmoid(x) for the pair of a row, 1 - sigmoid(x) for all others, every element costs
+    -(1 - p)^gamma log p; rows are summed and divided by the number of pairs. The two directions of the paper have equal
+    sums, so the sum over rows counts twice. gamma = 0 is binary cross-entropy.
+
+    With `gather`, every process scores its own images against the texts of all processes, as in [`contrastive_loss`].
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): L2-normalised image embeddings.
+        text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Their texts' embeddings, normalised.
+        logit_scale (`torch.Tensor` of shape `()`): Inverse temperature (the exponential of the learned parameter).
+        logit_bias (`torch.Tensor` of shape `()`, *optional*): Added to every logit (SigLIP, arXiv 2303.15343); the paper
+            has none.
+        gamma (`float`): Focusing exponent. Not printed in the paper; 1.0 in the authors' RO-ViT code.
+        gather (`bool`): Take negatives from all processes, with gradient. All must hold equally many pairs.
+
+    Returns:
+        `torch.Tensor` of shape `()`.
+
+    Raises:
+        ValueError: If the numbers of images and texts differ or are zero.
+    """
+    num_pairs = _check_pairs(image_embeds, text_embeds)
+    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
+    all_text_embeds, first_row = text_embeds, 0
+    if gather and is_distributed():
+        all_text_embeds = torch.cat(all_gather(text_embeds))
+        first_row = dist.get_rank() * num_pairs
+    with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
+        logits = logit_scale.float() * image_embeds @ all_text_embeds.T  # (num_pairs, pairs of all processes)
+        if logit_bias is not None:
+            logits = logits + logit_bias.float()
+        # The sign makes every element a positive one: p = sigmoid(signed), 1 - p = sigmoid(-signed).
+        rows = torch.arange(num_pairs, device=logits.device)
+        sign = -torch.ones_like(logits)
+        sign[rows, first_row + rows] = 1.0
+        signed = sign * logits
+        # (1 - p)^gamma through its logarithm: no power of zero, whose gradient is infinite for gamma < 1
+        modulator = (gamma * nn.functional.logsigmoid(-signed)).exp()
+        return -2 * (modulator * nn.functional.logsigmoid(signed)).sum() / num_pairs
 
 
 def captioning_loss(
@@ -93,6 +148,9 @@ def captioning_loss(
         )
     states = hidden_states[:, :-1].flatten(0, 1)  # (tokens, hidden_size)
     targets = labels[:, 1:].flatten().to(states.device)
+    if not torch.compiler.is_compiling():  # padding and questions cost no logits; their number would break a graph
+        supervised = targets != -100
+        states, targets = states[supervised], targets[supervised]
 
     def chunk_loss(chunk_states: torch.Tensor, chunk_targets: torch.Tensor) -> torch.Tensor:
         logits = lm_head(chunk_states).float()
@@ -112,4 +170,4 @@ def captioning_loss(
     return total / num_tokens.clamp(min=1e-6)
 
 
-__all__ = ["captioning_loss", "contrastive_loss", "is_distributed"]
+__all__ = ["captioning_loss", "contrastive_loss", "focal_contrastive_loss", "is_distributed"]

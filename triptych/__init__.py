@@ -15,13 +15,26 @@ from triptych.modeling.configuration_grr_coca import (
     GrrCocaTextConfig,
     GrrCocaVisionConfig,
 )
+from triptych.modeling.configuration_mammut import (
+    MAMMUT_PRESETS,
+    MammutConfig,
+    MammutTextConfig,
+    MammutVisionConfig,
+)
 from triptych.modeling.modeling_grr_coca import (
     GrrCocaForConditionalGeneration,
     GrrCocaModel,
     GrrCocaTextModel,
     GrrCocaVisionModel,
 )
+from triptych.modeling.modeling_mammut import (
+    MammutForConditionalGeneration,
+    MammutModel,
+    MammutTextModel,
+    MammutVisionModel,
+)
 from triptych.processing.processing_grr_coca import GrrCocaProcessor
+from triptych.processing.processing_mammut import MammutProcessor
 
 
 __version__ = "0.1.0"
@@ -37,8 +50,20 @@ AutoModelForImageTextToText.register(GrrCocaConfig, GrrCocaForConditionalGenerat
 AutoModelForPreTraining.register(GrrCocaConfig, GrrCocaForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(GrrCocaConfig, GrrCocaProcessor, exist_ok=True)
 
+AutoConfig.register("mammut", MammutConfig, exist_ok=True)
+AutoConfig.register("mammut_text_model", MammutTextConfig, exist_ok=True)
+AutoConfig.register("mammut_vision_model", MammutVisionConfig, exist_ok=True)
+AutoModel.register(MammutConfig, MammutModel, exist_ok=True)
+AutoModel.register(MammutTextConfig, MammutTextModel, exist_ok=True)
+AutoModel.register(MammutVisionConfig, MammutVisionModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(MammutConfig, MammutModel, exist_ok=True)
+AutoModelForImageTextToText.register(MammutConfig, MammutForConditionalGeneration, exist_ok=True)
+AutoModelForPreTraining.register(MammutConfig, MammutForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(MammutConfig, MammutProcessor, exist_ok=True)
+
 __all__ = [
     "GRR_COCA_PRESETS",
+    "MAMMUT_PRESETS",
     "GrrCocaConfig",
     "GrrCocaForConditionalGeneration",
     "GrrCocaModel",
@@ -47,4 +72,12 @@ __all__ = [
     "GrrCocaTextModel",
     "GrrCocaVisionConfig",
     "GrrCocaVisionModel",
+    "MammutConfig",
+    "MammutForConditionalGeneration",
+    "MammutModel",
+    "MammutProcessor",
+    "MammutTextConfig",
+    "MammutTextModel",
+    "MammutVisionConfig",
+    "MammutVisionModel",
 ]

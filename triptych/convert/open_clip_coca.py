@@ -3,24 +3,12 @@
 Only names and shapes are translated; `docs/grr_coca.md` says how the layouts differ.
 """
 
-import re
-
 import torch
 
+from triptych.convert.open_clip_layout import OpenClipLayout
 from triptych.modeling.configuration_grr_coca import GrrCocaConfig
 
 
-_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_1_kv": "layer_norm_kv",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "attn.out_proj": "{attention}.out_proj",
-    "attn.in_proj_weight": "{attention}.{qkv}_proj.weight",
-    "attn.in_proj_bias": "{attention}.{qkv}_proj.bias",
-}
-# regex of a block's prefix, our prefix, our name of its attention
 _BLOCKS = [
     (r"visual\.transformer\.resblocks\.(\d+)\.", "model.vision_model.layers.{}.", "self_attn"),
     (r"text\.transformer\.resblocks\.(\d+)\.", "model.text_model.layers.{}.", "self_attn"),
@@ -54,29 +42,13 @@ _EXACT = {
     "text.text_projection": "model.text_projection.weight",
     "text_decoder.text_projection": "lm_head.weight",
 }
-# Stored as (in, out) and multiplied from the right. Two of them are square, so a forgotten transpose raises no error.
-_TRANSPOSED = {"visual.proj", "text.text_projection", "text_decoder.text_projection"}
-
-
-def rename_key(key: str) -> str:
-    """Our name of an open_clip parameter; `{qkv}` stands for q, k, v where one tensor holds the three.
-
-    Raises:
-        ValueError: If the parameter belongs to no open_clip CoCa.
-    """
-    if key in _EXACT:
-        return _EXACT[key]
-    for prefix, target in _PREFIXES.items():
-        if key.startswith(prefix):
-            return target + key.removeprefix(prefix)
-    for pattern, target, attention in _BLOCKS:
-        if match := re.match(pattern, key):
-            rest = key[match.end() :]
-            for suffix, renamed in _BLOCK.items():
-                if rest == suffix or rest.startswith(f"{suffix}."):
-                    name = target.format(match[1]) + renamed + rest.removeprefix(suffix)
-                    return name.replace("{attention}", attention)
-    raise ValueError(f"{key!r} is not a parameter of open_clip's CoCa.")
+COCA = OpenClipLayout(
+    name="open_clip's CoCa",
+    exact=_EXACT,
+    prefixes=_PREFIXES,
+    blocks=_BLOCKS,
+    transposed={"visual.proj", "text.text_projection", "text_decoder.text_projection"},
+)
 
 
 def convert_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -85,18 +57,7 @@ def convert_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.T
     Raises:
         ValueError: If a parameter belongs to no open_clip CoCa.
     """
-    converted = {}
-    for key, tensor in state_dict.items():
-        key = key.removeprefix("module.")
-        name = rename_key(key)
-        if key in _TRANSPOSED:
-            tensor = tensor.T.contiguous()
-        if "{qkv}" in name:
-            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                converted[name.replace("{qkv}", letter)] = part.clone()
-        else:
-            converted[name] = tensor.reshape(()) if key == "logit_scale" else tensor
-    return converted
+    return COCA.convert_state_dict(state_dict)
 
 
 def convert_config(
@@ -138,4 +99,4 @@ def convert_config(
     )
 
 
-__all__ = ["convert_config", "convert_state_dict", "rename_key"]
+__all__ = ["convert_config", "convert_state_dict"]

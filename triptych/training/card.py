@@ -4,18 +4,44 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from triptych.hub import describe_machine
-from triptych.training import openmoji
+from triptych.training import easy_vqa, openmoji
 from triptych.training.optimization import TrainingState
 
 
-_SOURCES = """\
+_SOURCES = {
+    "grr_coca": """\
 - GRR-CoCa: Patock et al. 2025, [arXiv 2507.18009](https://arxiv.org/abs/2507.18009). The dimensions and the recipe of
   the paper are not known to us; this checkpoint reproduces none of its numbers.
 - CoCa: Yu et al. 2022, [arXiv 2205.01917](https://arxiv.org/abs/2205.01917).
-- Code: triptych, Apache-2.0."""
+- Code: triptych, Apache-2.0.""",
+    "mammut": """\
+- MaMMUT: Kuo et al. 2023, [arXiv 2303.16839](https://arxiv.org/abs/2303.16839). This checkpoint is far smaller than the
+  paper's models and reproduces none of their numbers.
+- TubeViT: Piergiovanni et al. 2022, [arXiv 2212.03229](https://arxiv.org/abs/2212.03229), for the video tubes.
+- Code: triptych, Apache-2.0.""",
+}
+
+_CAPTION_USAGE = """\
+inputs = processor(images=Image.open("picture.png"), return_tensors="pt")
+print(processor.batch_decode(model.generate(**inputs, max_new_tokens=24), skip_special_tokens=True))"""
+
+_QUESTION_USAGE = """\
+inputs = processor(images=Image.open("picture.png"), questions="{question}", return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens=10)
+print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+_CAPTION_METRICS = """\
+`contrastive_loss` is over batches of `contrastive_batch_size` pairs (chance: its logarithm for a softmax loss); recalls
+rank all `num_eval_images` pairs at once (chance of recall@1: {chance:.4f}); `perplexity` is the exponential of the
+token-weighted mean loss. `caption_exact_match` is the share of greedily decoded captions that equal the true one,
+`caption_word_f1` their mean overlap in words."""
+
+_QUESTION_METRICS = """\
+`vqa_accuracy` compares greedily decoded answers, normalised as in the VQA challenge, with the true ones; no list of answers
+restricts them. The other accuracies are over one kind of answer each."""
 
 
 def pretraining_card(
@@ -74,10 +100,69 @@ def pretraining_card(
         },
         "evaluation_data": f"the held-out split of {dataset} ({metrics['num_eval_images']} pairs)",
         "metrics": metrics,
+        "metrics_note": _CAPTION_METRICS.format(chance=1 / metrics["num_eval_images"]),
+        "usage": _CAPTION_USAGE,
         "data_statement": data_statement,
         "limits": limits,
-        "sources": _SOURCES,
+        "sources": _SOURCES[model.config.model_type],
     }
 
 
-__all__ = ["pretraining_card"]
+_QUESTION_DATA = {
+    "easy-vqa": (easy_vqa.LICENSE, f"{easy_vqa.ATTRIBUTION}, {easy_vqa.SOURCE_URL}, MIT licence."),
+    "moving-emoji": (
+        openmoji.LICENSE,
+        f"Clips rendered from OpenMoji ({openmoji.SOURCE_URL}). {openmoji.ATTRIBUTION}. The weights are published under the "
+        "same licence.",
+    ),
+}
+
+
+def question_card(
+    model: PreTrainedModel,
+    metrics: dict[str, float],
+    arguments: dict[str, Any],
+    training_args: TrainingArguments,
+    minutes: float,
+) -> dict[str, Any]:
+    """Fields of the card template for a run of `examples/finetune_vqa.py` or `examples/finetune_video_qa.py`."""
+    dataset = arguments["dataset"]
+    license_id, statement = _QUESTION_DATA.get(dataset, ("unknown", f"Trained on {dataset}; see its own licence."))
+    usage = _QUESTION_USAGE.format(question=arguments["example_question"])
+    if arguments["kind"] == "video":
+        usage = usage.replace('images=Image.open("picture.png")', 'videos="clip.mp4"')
+    name = Path(str(training_args.output_dir)).resolve().name
+    origin = arguments["model_name_or_path"] or f"preset {arguments['preset']}, from scratch"
+    return {
+        "name": name,
+        "repo": name,
+        "license": license_id if license_id != "unknown" else None,
+        "language": "en" if dataset in _QUESTION_DATA else None,
+        "dataset_ids": None if dataset in _QUESTION_DATA or Path(dataset).exists() else [dataset],
+        "summary": (
+            f"MaMMUT ({model.num_parameters() / 1e6:.1f} M parameters, {origin}), trained on {dataset}: it answers "
+            f"questions about {arguments['kind']}s in its own words."
+        ),
+        "training": {
+            "data": f"{dataset}, training split",
+            "epochs and batch": f"{training_args.num_train_epochs:g} epochs, batch {training_args.train_batch_size}",
+            "optimiser": (
+                f"AdamW, peak learning rate {training_args.learning_rate:g}, weight decay {training_args.weight_decay:g}, "
+                f"{training_args.lr_scheduler_type.value} schedule"
+            ),
+            "loss": "captioning loss on the answer alone",
+            "precision": "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
+            "seed": training_args.seed,
+            "time": f"{minutes:.1f} min on {describe_machine()}",
+        },
+        "evaluation_data": f"the held-out split of {dataset} ({metrics['num_questions']} questions)",
+        "metrics": metrics,
+        "metrics_note": _QUESTION_METRICS,
+        "usage": usage,
+        "data_statement": statement,
+        "limits": "Knows nothing but pictures and questions like those of its data; other ones get an answer all the same.",
+        "sources": _SOURCES[model.config.model_type],
+    }
+
+
+__all__ = ["pretraining_card", "question_card"]

@@ -74,6 +74,21 @@ def load_pairs(
     return DatasetDict(train=data["train"], test=data[eval_split])
 
 
+def decode_image(image: dict[str, Any] | None, row: int) -> Image.Image:
+    """An image of a `datasets` row that was not decoded yet (`datasets.Image(decode=False)`), upright, as RGB.
+
+    Raises:
+        CorruptImageError: If it cannot be read; names the file and the row.
+    """
+    try:
+        source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])  # type: ignore[index]
+        with Image.open(source) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except Exception as error:  # Pillow's plugins raise what they like, decompression bombs included
+        name = (image or {}).get("path") or "without a file name"
+        raise CorruptImageError(f"Image {name} (row {row}) cannot be read: {error}") from error
+
+
 class ImageCaptionDataset(Dataset):
     """Rows of a `datasets` data set as (RGB image, caption), decoded one by one so that a bad file can be named.
 
@@ -121,15 +136,6 @@ class ImageCaptionDataset(Dataset):
         """Change the random crops; call it before iterating."""
         self.epoch = epoch
 
-    def _decode(self, image: dict[str, Any], row: int) -> Image.Image:
-        try:
-            source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
-            with Image.open(source) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except Exception as error:  # Pillow's plugins raise what they like, decompression bombs included
-            name = (image or {}).get("path") or "without a file name"
-            raise CorruptImageError(f"Image {name} (row {row}) cannot be read: {error}") from error
-
     def _crop(self, image: Image.Image, index: int) -> Image.Image:
         rng = random.Random(f"{self.seed}-{self.epoch}-{index}")
         side = rng.uniform(self.crop_scale, 1.0) ** 0.5
@@ -143,7 +149,7 @@ class ImageCaptionDataset(Dataset):
             row, position = self.pairs[(index + num_skipped) % len(self.pairs)]
             item = self.data[row]
             try:
-                image = self._decode(item[self.image_column], row)
+                image = decode_image(item[self.image_column], row)
                 break
             except CorruptImageError:
                 num_skipped += 1
@@ -181,4 +187,4 @@ class PairCollator:
         return {**batch, "labels": labels, "num_skipped": num_skipped}
 
 
-__all__ = ["CorruptImageError", "ImageCaptionDataset", "PairCollator", "load_pairs"]
+__all__ = ["CorruptImageError", "ImageCaptionDataset", "PairCollator", "decode_image", "load_pairs"]

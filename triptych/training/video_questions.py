@@ -1,0 +1,97 @@
+"""Questions about video files: MSRVTT-QA and MSVD-QA in the layout of their authors (Xu et al. 2017)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import DatasetDict, Features, Value
+from torch.utils.data import Dataset
+
+from triptych.training.easy_vqa import QUESTION_FEATURES
+
+
+_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
+
+
+def _youtube_names(folder: Path) -> dict[str, str]:
+    """MSVD's `youtube_mapping.txt`: the file's name of `vid<number>`."""
+    mapping = folder / "youtube_mapping.txt"
+    if not mapping.exists():
+        return {}
+    return {
+        number: name for name, number in (line.split() for line in mapping.read_text().splitlines() if line.strip())
+    }
+
+
+def load_video_questions(folder: str, eval_split: str = "test") -> DatasetDict:
+    """Load `train_qa.json` and `<eval_split>_qa.json` with the video files anywhere below the folder.
+
+    Every entry has `video_id`, `question` and `answer`. MSRVTT's files are called `video<id>`, MSVD's as
+    `youtube_mapping.txt` says (or `vid<id>`).
+
+    Args:
+        folder (`str`): Of the data set.
+        eval_split (`str`): `test` or `val`.
+
+    Returns:
+        `DatasetDict` with splits `train` and `test` and columns `video` (a path), `question`, `answers`, `answer_type` (the
+        question's first word, as these data sets are reported: what, who, how, when, where).
+
+    Raises:
+        ValueError: If a file of questions or a video is missing.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"`dataset` must be 'moving-emoji' or a folder, got {folder!r}.")
+    files = {path.stem: path for path in sorted(root.rglob("*")) if path.suffix.lower() in _SUFFIXES}
+    youtube = _youtube_names(root)
+    splits = {}
+    for target, source in (("train", "train"), ("test", eval_split)):
+        path = root / f"{source}_qa.json"
+        if not path.exists():
+            raise ValueError(f"There is no {path.name} in {root}; expected train_qa.json and {eval_split}_qa.json.")
+        rows: list[dict[str, Any]] = []
+        for entry in json.loads(path.read_text(encoding="utf-8")):
+            number = entry["video_id"]
+            names = [f"video{number}", f"vid{number}", str(number), youtube.get(f"vid{number}", "")]
+            found = next((files[name] for name in names if name in files), None)
+            if found is None:
+                raise ValueError(
+                    f"There is no video {names[0]} or {names[1]} below {root}, which {path.name} asks about."
+                )
+            rows.append(
+                {
+                    "video": str(found),
+                    "question": entry["question"],
+                    "answers": [entry["answer"]],
+                    "answer_type": entry["question"].split(maxsplit=1)[0].lower(),
+                }
+            )
+        features = Features({"video": Value("string"), **QUESTION_FEATURES})
+        splits[target] = datasets.Dataset.from_list(rows, features=features)
+    return DatasetDict(splits)
+
+
+class VideoQuestionDataset(Dataset):
+    """Rows of [`load_video_questions`]; the processor reads the files."""
+
+    def __init__(self, data: datasets.Dataset):
+        self.data = data
+        self._paths: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def groups(self) -> list[str]:
+        """The clip of every row, for `GroupedSampler`."""
+        return list(self.data["video"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.data[index]
+        # The same string object for the same file, by which the collator knows it again.
+        path = self._paths.setdefault(row["video"], row["video"])
+        return {**row, "video": path, "answer": row["answers"][0]}
+
+
+__all__ = ["VideoQuestionDataset", "load_video_questions"]
