@@ -922,12 +922,23 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
     def _prompt_inputs(self, attention_mask: torch.LongTensor) -> dict[str, torch.Tensor]:
         return {"prefix_mask": attention_mask} if self.config.text_config.bidirectional_prefix else {}
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool = False, use_cache=True, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, is_first_iteration: bool = False, use_cache: bool = True, attention_mask=None, **kwargs
+    ) -> dict:
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+            input_ids,
+            is_first_iteration=is_first_iteration,
+            use_cache=use_cache,
+            attention_mask=attention_mask,
+            **kwargs,
         )
-        if use_cache and not is_first_iteration:
-            model_inputs.pop("prefix_mask", None)  # its keys and values are cached
+        if model_inputs.get("prefix_mask") is not None:
+            if use_cache and not is_first_iteration:
+                del model_inputs["prefix_mask"]  # its keys and values are cached
+            else:
+                model_inputs["attention_mask"] = (
+                    attention_mask  # not a finished mask without the prefix (static caches)
+                )
         return model_inputs
 
     @torch.no_grad()

@@ -65,19 +65,15 @@ def _read_file(path: str, num_frames: int | None, fps: float | None) -> list:
     wanted: list[int] = []
 
     def choose(metadata, **kwargs) -> list[int]:
-        if not metadata.total_num_frames:
-            raise ValueError(
-                f"`videos`: {path} does not state how many frames it holds; remux it, or pass its frames."
-            )
-        wanted.extend(frame_indices(metadata.total_num_frames, num_frames, fps, metadata.fps))
+        wanted.extend(frame_indices(metadata.total_num_frames or 1, num_frames, fps, metadata.fps))
         return sorted(set(wanted))
 
     try:
         frames, metadata = load_video(str(path), backend=backend, sample_indices_fn=choose)
-    except (ValueError, ImportError):
-        raise
     except Exception as error:  # decoders raise what they like
         raise ValueError(f"`videos`: {path} cannot be read: {error}") from error
+    if not metadata.total_num_frames:
+        raise ValueError(f"`videos`: {path} does not state how many frames it holds; remux it, or pass its frames.")
     at = {index: position for position, index in enumerate(metadata.frames_indices)}
     # A header may promise more frames than the file holds.
     return [frames[min(at[index], len(frames) - 1)] for index in wanted]

@@ -138,3 +138,92 @@ def tiny_processor(config: triptych.GrrCocaConfig | None = None) -> triptych.Grr
 @pytest.fixture(params=list(VARIANTS))
 def variant(request) -> str:
     return request.param
+
+
+# Sparse tubes that fit eight frames of 16 x 16 pixels
+TINY_TUBES = [[[2, 4, 4], [4, 8, 8], [0, 0, 0]], [[4, 2, 2], [2, 8, 8], [1, 2, 2]]]
+
+MAMMUT_VARIANTS = {
+    "paper": {"vision_config": {}, "text_config": {}},
+    "laion": {
+        "vision_config": {
+            "use_cls_token": True,
+            "pre_layernorm": True,
+            "patch_bias": False,
+            "image_pool": "all_mean",
+            "norm_before_pool": False,
+            "norm_decoder_tokens": False,
+        },
+        "text_config": {"self_mlp_at_cross": False, "text_pool": "all_mean", "mask_padding": False},
+        "shared_image_projection": False,
+        "contrastive_loss_type": "softmax",
+        "caption_loss_weight": 2.0,
+    },
+    "video": {
+        "vision_config": {
+            "use_cls_token": True,
+            "use_tubes": True,
+            "tubes": TINY_TUBES,
+            "tube_kernel_size": [2, 2, 2],
+            "frame_stride": 4,
+            "use_fixed_positions": True,
+            "position_gate_init_value": 0.5,
+        },
+        "text_config": {"cross_attn_every": 3, "cross_attn_offset": 1, "norm_memory": False},
+        "use_logit_bias": True,
+    },
+}
+
+
+def tiny_mammut_config(variant: str = "paper", **overrides) -> triptych.MammutConfig:
+    """As `tiny_config`, for MaMMUT: 16 x 16 pixels, 16 patches, texts of up to 12 tokens, 4 text layers."""
+    chosen = MAMMUT_VARIANTS[variant]
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+        **chosen["vision_config"],
+        **overrides.pop("vision_config", {}),
+    }
+    text = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 12,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **chosen["text_config"],
+        **overrides.pop("text_config", {}),
+    }
+    others = {key: value for key, value in chosen.items() if not key.endswith("_config")}
+    return triptych.MammutConfig(vision_config=vision, text_config=text, **{**others, **overrides})
+
+
+def tiny_mammut(variant: str = "paper", attn_implementation: str = "sdpa", seed: int = 0, **overrides):
+    """A MaMMUT whose every parameter is random."""
+    torch.manual_seed(seed)
+    config = tiny_mammut_config(variant, **overrides)
+    model = triptych.MammutForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "logit_" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model.eval()
+
+
+def tiny_mammut_processor(max_length: int = 40, **kwargs) -> triptych.MammutProcessor:
+    """CLIP image processor at 16 x 16 pixels, and a tokenizer trained on captions and questions."""
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    texts = [*CAPTIONS, "question: what is it? answer: red blue"]
+    return triptych.MammutProcessor(image_processor, train_tokenizer(texts, 300, max_length), **kwargs)
+
+
+@pytest.fixture(params=list(MAMMUT_VARIANTS))
+def mammut_variant(request) -> str:
+    return request.param

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import AutoProcessor, CLIPImageProcessor, Trainer, TrainingArguments
 
 from triptych.hub import save_repository
@@ -136,9 +136,11 @@ class QuestionTrainer(Trainer):
         super().__init__(args=args, data_collator=QuestionCollator(kwargs["processing_class"]), **kwargs)
         self.max_answer_tokens = max_answer_tokens
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GroupedSampler:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        return GroupedSampler(dataset.groups(), seed=self.args.seed)
+        if not hasattr(dataset, "groups"):
+            return super()._get_train_sampler(train_dataset)
+        return GroupedSampler(dataset.groups(), seed=self.args.seed)  # clips are dear: encode each once
 
     def answer(self, dataset: Dataset) -> list[str]:
         """Answers to all questions of a data set, on every process."""

@@ -133,28 +133,17 @@ class GroupedSampler(Sampler[int]):
 
 
 class QuestionDataset(Dataset):
-    """Rows of [`load_questions`] with the image decoded and one answer chosen to train on.
-
-    Consecutive rows with the same image file share one decoded picture.
-    """
+    """Rows of [`load_questions`] with the image decoded and one answer chosen to train on."""
 
     def __init__(self, data: datasets.Dataset):
         self.data = data.cast_column("image", datasets.Image(decode=False))
-        self._last: tuple[Any, Any] = (None, None)
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def groups(self) -> list[Any]:
-        """The image file of every row, for [`GroupedSampler`]; rows whose image has no file are groups of their own."""
-        return [(image and image["path"]) or row for row, image in enumerate(self.data["image"])]
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data[index]
-        path = item["image"] and item["image"]["path"]
-        if path is None or path != self._last[0]:
-            self._last = (path, decode_image(item["image"], index))
-        return {**item, "image": self._last[1], "answer": most_common_answer(item["answers"])}
+        return {**item, "image": decode_image(item["image"], index), "answer": most_common_answer(item["answers"])}
 
 
 class QuestionCollator:
