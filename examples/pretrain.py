@@ -1,6 +1,7 @@
-"""Pretrain (or go on training) a contrastive captioner on image-caption pairs.
+"""Pretrain (or go on training) a contrastive captioner, GRR-CoCa or MaMMUT, on image-caption pairs.
 
 Two minutes on OpenMoji:            python examples/pretrain.py --output_dir outputs/try --num_epochs 4
+The other model, all else equal:    python examples/pretrain.py --output_dir outputs/try --num_epochs 4 --model mammut
 A folder of images and captions:    python examples/pretrain.py --output_dir outputs/mine --dataset path/to/folder
 A data set on the Hub, two GPUs:    accelerate launch --num_processes 2 examples/pretrain.py \
                                         --output_dir outputs/large --dataset name/of-pairs --caption_column text \
@@ -23,13 +24,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
     AutoProcessor,
     CLIPImageProcessor,
     HfArgumentParser,
+    PreTrainedConfig,
     get_cosine_schedule_with_warmup,
 )
 
-from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration, GrrCocaProcessor
+from triptych import (
+    GrrCocaConfig,
+    GrrCocaForConditionalGeneration,
+    GrrCocaProcessor,
+    MammutConfig,
+    MammutForConditionalGeneration,
+    MammutProcessor,
+)
 from triptych.hub import save_repository
 from triptych.training.card import pretraining_card
 from triptych.training.checkpoints import latest_checkpoint, refuse_old_checkpoints, save_checkpoint
@@ -42,7 +53,16 @@ from triptych.training.tokenizer import load_tokenizer, train_tokenizer
 @dataclass
 class Arguments:
     output_dir: str = field(metadata={"help": "Where the finished repository and the checkpoints go."})
-    preset: str = field(default="grr-coca-tiny", metadata={"help": "Model to train from scratch."})
+    model: Literal["grr-coca", "mammut"] = field(
+        default="grr-coca", metadata={"help": "Family to train from scratch."}
+    )
+    preset: str | None = field(default=None, metadata={"help": "Its preset. Default: the family's tiny one."})
+    config_overrides: str = field(
+        default="{}",
+        metadata={
+            "help": 'JSON of configuration fields to change, e.g. \'{"text_config": {"num_hidden_layers": 8}}\'.'
+        },
+    )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Go on from this checkpoint (weights and processor) instead of from scratch."}
     )
@@ -94,8 +114,27 @@ class Arguments:
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and crops."})
 
 
-def build(args: Arguments, config: GrrCocaConfig, captions: list) -> tuple:
+# configuration, model and processor of a family
+FAMILIES: dict[str, tuple] = {
+    "grr-coca": (GrrCocaConfig, GrrCocaForConditionalGeneration, GrrCocaProcessor),
+    "mammut": (MammutConfig, MammutForConditionalGeneration, MammutProcessor),
+}
+
+
+def build_config(args: Arguments) -> PreTrainedConfig:
+    """The configuration of the model to train."""
+    if args.model_name_or_path:
+        return AutoConfig.from_pretrained(args.model_name_or_path)
+    try:
+        overrides = json.loads(args.config_overrides)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`config_overrides` is not JSON: {error}: {args.config_overrides!r}.") from error
+    return FAMILIES[args.model][0].from_preset(args.preset or f"{args.model}-tiny", **overrides)
+
+
+def build(args: Arguments, config: PreTrainedConfig, captions: list) -> tuple:
     """A fresh model and processor; the vocabulary of the model follows the tokenizer."""
+    _, model_class, processor_class = FAMILIES[args.model]
     text = config.text_config
     if args.tokenizer is None:
         flat = (caption for item in captions for caption in ([item] if isinstance(item, str) else item))
@@ -107,18 +146,23 @@ def build(args: Arguments, config: GrrCocaConfig, captions: list) -> tuple:
     text.eos_token_id = tokenizer.eos_token_id
     size = config.vision_config.image_size
     image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    model = GrrCocaForConditionalGeneration._from_config(config)
-    return model, GrrCocaProcessor(image_processor, tokenizer)
+    return model_class._from_config(config), processor_class(image_processor, tokenizer)
 
 
 def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    if args.model_name_or_path and args.tokenizer:
-        raise ValueError("`tokenizer` belongs to a model from scratch; `model_name_or_path` brings its own.")
+    from_scratch = {
+        "preset": args.preset,
+        "tokenizer": args.tokenizer,
+        "config_overrides": args.config_overrides != "{}",
+    }
+    if args.model_name_or_path and any(from_scratch.values()):
+        name = next(name for name, value in from_scratch.items() if value)
+        raise ValueError(f"`{name}` belongs to a model from scratch; `model_name_or_path` brings its own.")
     output_dir = Path(args.output_dir)
     log_path, checkpoints = output_dir / "training_log.jsonl", output_dir / "checkpoints"
     source = args.model_name_or_path
-    config = GrrCocaConfig.from_pretrained(source) if source else GrrCocaConfig.from_preset(args.preset)
+    config = build_config(args)
     config.text_config.hidden_dropout = config.vision_config.hidden_dropout = args.dropout
     # A caption-only loss leaves the contrastive side without gradient, which DDP must be told.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=config.contrastive_loss_weight == 0)
@@ -146,7 +190,7 @@ def main() -> None:
             seed=args.seed,
         )
     if source:
-        model = GrrCocaForConditionalGeneration.from_pretrained(source, config=config, dtype=torch.float32)
+        model = AutoModelForImageTextToText.from_pretrained(source, config=config, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(source)
     else:
         model, processor = build(args, config, data["train"][args.caption_column])
@@ -286,8 +330,9 @@ def main() -> None:
     results |= evaluate_captions(final, eval_set, processor, accelerator, args.eval_batch_size, args.num_workers)
     record({f"eval_{name}": value for name, value in results.items()})
     if accelerator.is_main_process:
-        card = pretraining_card(final, results, asdict(args), state, train_seconds, accelerator)
-        extra_files = {"eval_results.json": results, "training_arguments.json": asdict(args)}
+        arguments = {**asdict(args), "preset": args.preset or f"{args.model}-tiny"}
+        card = pretraining_card(final, results, arguments, state, train_seconds, accelerator)
+        extra_files = {"eval_results.json": results, "training_arguments.json": arguments}
         save_repository(output_dir, final, processor, card, extra_files)
         shutil.rmtree(checkpoints, ignore_errors=True)
         print(json.dumps(results, indent=2))

@@ -1,11 +1,12 @@
 """Losses against their definitions, in memory, and across processes."""
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from tests.conftest import random_batch, tiny_model
-from triptych.modeling.losses import captioning_loss, contrastive_loss
+from tests.conftest import random_batch, tiny_mammut, tiny_model
+from triptych.modeling.losses import captioning_loss, contrastive_loss, focal_contrastive_loss
 
 
 def test_contrastive_loss_is_the_definition_and_sum_is_twice_the_mean():
@@ -17,6 +18,45 @@ def test_contrastive_loss_is_the_definition_and_sum_is_twice_the_mean():
     text_to_image = -(logits.diagonal() - logits.logsumexp(dim=0)).mean()
     torch.testing.assert_close(contrastive_loss(images, texts, scale), (image_to_text + text_to_image) / 2)
     torch.testing.assert_close(contrastive_loss(images, texts, scale, "sum"), image_to_text + text_to_image)
+
+
+def normalised(count: int, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    images, texts = (nn.functional.normalize(torch.randn(count, width), dim=-1) for _ in range(2))
+    return images, texts
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("bias", [None, -3.0])
+def test_focal_loss_is_its_definition_both_ways(gamma, bias):
+    images, texts = normalised(6)
+    scale, bias = torch.tensor(9.0), None if bias is None else torch.tensor(bias)
+    logits = (scale * images @ texts.T + (0 if bias is None else bias)).double()
+    matches = torch.eye(6, dtype=torch.bool)
+    p = torch.where(matches, logits.sigmoid(), 1 - logits.sigmoid())
+    elements = -((1 - p) ** gamma) * p.log()
+    image_to_text, text_to_image = elements.sum(1).mean(), elements.T.sum(1).mean()
+    found = focal_contrastive_loss(images, texts, scale, bias, gamma)
+    torch.testing.assert_close(found.double(), image_to_text + text_to_image, atol=1e-4, rtol=1e-5)
+
+
+def test_focal_loss_without_focus_is_binary_cross_entropy():
+    images, texts = normalised(6)
+    logits = 9 * images @ texts.T
+    expected = 2 * nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(6), reduction="sum") / 6
+    torch.testing.assert_close(focal_contrastive_loss(images, texts, torch.tensor(9.0), gamma=0.0), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_loss_stays_finite_where_the_definition_does_not(gamma):
+    embeds = torch.eye(4)[:, :4].repeat(1, 2) / 2**0.5
+    scale = torch.tensor(2000.0, requires_grad=True)  # sigmoid is 0 or 1 to the last digit
+    for texts in (embeds, embeds.roll(1, 0)):
+        images = embeds.clone().requires_grad_()
+        loss = focal_contrastive_loss(images, texts, scale, gamma=gamma)
+        grads = torch.autograd.grad(loss, [images, scale])
+        assert loss.isfinite()
+        assert all(gradient.isfinite().all() for gradient in grads)
 
 
 def test_chunked_captioning_loss_equals_the_plain_one_in_value_and_gradient():
@@ -70,12 +110,12 @@ def test_no_tensor_grows_with_batch_times_length_times_vocabulary():
     assert sizes[0] == sizes[1] == chunk_size * vocabulary
 
 
-def _joint_step(rank: int, world_size: int, port: int, queue) -> None:
+def _joint_step(build, rank: int, world_size: int, port: int, queue) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
     )
-    model = tiny_model().train()
+    model = build().train()
     wrapped = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     batch = random_batch(model.config, lengths=(5, 12, 8, 3))
     share = 4 // world_size
@@ -91,7 +131,7 @@ def _joint_step(rank: int, world_size: int, port: int, queue) -> None:
     torch.distributed.destroy_process_group()
 
 
-def _run(world_size: int) -> tuple:
+def _run(build, world_size: int) -> tuple:
     import socket
 
     with socket.socket() as probe:
@@ -100,7 +140,7 @@ def _run(world_size: int) -> tuple:
     context = mp.get_context("spawn")
     queue = context.JoinableQueue()
     processes = [
-        context.Process(target=_joint_step, args=(rank, world_size, port, queue)) for rank in range(world_size)
+        context.Process(target=_joint_step, args=(build, rank, world_size, port, queue)) for rank in range(world_size)
     ]
     for process in processes:
         process.start()
@@ -112,9 +152,10 @@ def _run(world_size: int) -> tuple:
     return result
 
 
-def test_two_processes_equal_one_with_the_same_global_batch():
+@pytest.mark.parametrize("build", [tiny_model, tiny_mammut])
+def test_two_processes_equal_one_with_the_same_global_batch(build):
     # Captions differ in length between the processes, so a mean of per-process means would be wrong.
-    (one_losses, one), (two_losses, two) = _run(1), _run(2)
+    (one_losses, one), (two_losses, two) = _run(build, 1), _run(build, 2)
     torch.testing.assert_close(torch.from_numpy(two_losses), torch.from_numpy(one_losses), atol=1e-5, rtol=0)
     for name, gradient in one.items():
         torch.testing.assert_close(torch.from_numpy(two[name]), torch.from_numpy(gradient), atol=1e-5, rtol=1e-4)

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
-from triptych.modeling.losses import contrastive_loss
 from triptych.training.data import ImageCaptionDataset, PairCollator
 
 
@@ -144,17 +143,18 @@ def evaluate_pairs(
                 embeds = torch.nn.functional.normalize(features.pooler_output, dim=-1)
             text_embeds.append(embeds.float().cpu())
     parts = gather_object([(torch.cat(image_embeds), torch.cat(text_embeds), nll, num_tokens)])
-    model.train(was_training)
-
     images, texts = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     caption_loss = sum(part[2] for part in parts) / sum(part[3] for part in parts)
     batch_size = min(batch_size, len(images))
-    config, scale = unwrapped.config, unwrapped.model.logit_scale.detach().exp().cpu()
+    config, device = unwrapped.config, accelerator.device
     losses = [
-        contrastive_loss(images[start : start + batch_size], texts[start : start + batch_size], scale, config.contrastive_reduction)
+        unwrapped.model.contrastive_loss(
+            images[start : start + batch_size].to(device), texts[start : start + batch_size].to(device)
+        )
         for start in range(0, len(images) - batch_size + 1, batch_size)
-    ]  # fmt: skip
+    ]
     contrastive = torch.stack(losses).mean().item()
+    model.train(was_training)
     return {
         "contrastive_loss": contrastive,
         "caption_loss": caption_loss,
