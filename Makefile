@@ -11,9 +11,15 @@ $(PREPARED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,demo,video,dev]"
 	touch $@
 
-demo: $(PREPARED)  ## Train a tiny GRR-CoCa on OpenMoji captions, write outputs/demo and its report
+# `make demo DEMO_ARGS="--model mammut"` goes on with questions, which GRR-CoCa does not answer.
+ANSWERS := $(findstring mammut,$(DEMO_ARGS))
+
+demo: $(PREPARED)  ## Train a tiny captioner on OpenMoji, write outputs/demo and its report
 	$(BIN)/python examples/pretrain.py --output_dir outputs/demo $(DEMO_ARGS)
-	$(BIN)/python examples/report.py outputs/demo
+ifneq ($(ANSWERS),)
+	$(BIN)/python examples/finetune_vqa.py --output_dir outputs/demo-questions --model_name_or_path outputs/demo
+endif
+	$(BIN)/python examples/report.py outputs/demo $(if $(ANSWERS),--questions outputs/demo-questions)
 
 test: $(PREPARED)  ## Run the tests, one process per core
 	$(BIN)/python -m pytest -n auto --dist worksteal $(TEST_ARGS)

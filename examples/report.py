@@ -2,6 +2,8 @@
 
     python examples/report.py outputs/demo
 
+With `--questions outputs/demo-questions` the report also shows answers of the model fine-tuned from it.
+
 Writes report.html and report.png into the repository: captions beside the true ones, retrieval both ways, the training
 curve. The model comes through transformers' Auto classes and the code inside the repository; triptych is imported
 afterwards, for the pictures only.
@@ -31,6 +33,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_captions", type=int, default=24, help="pictures to caption")
     parser.add_argument("--num_queries", type=int, default=8, help="retrieval queries each way")
     parser.add_argument("--num_beams", type=int, default=4, help="beams of the caption search")
+    parser.add_argument(
+        "--questions", type=Path, help="folder written by examples/finetune_vqa.py: show its answers too"
+    )
+    parser.add_argument("--num_questions", type=int, default=24, help="questions to show")
     parser.add_argument("--seed", type=int, default=0, help="which pictures are drawn")
     return parser.parse_args()
 
@@ -47,6 +53,47 @@ def embed(model, processor, images: list, captions: list[str]) -> tuple[torch.Te
         image_embeds.append(outputs.image_embeds)
         text_embeds.append(outputs.text_embeds)
     return torch.cat(image_embeds), torch.cat(text_embeds)
+
+
+@torch.no_grad()
+def answer_sample(repository: Path, count: int, seed: int, device: str) -> dict:
+    """Accuracies of a question-answering repository, and its answers to some held-out questions."""
+    model = AutoModelForImageTextToText.from_pretrained(repository, trust_remote_code=True).to(device).eval()
+    processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+
+    from triptych.training.questions import QuestionDataset, load_questions
+
+    trained = json.loads((repository / "training_arguments.json").read_text())
+    columns = {
+        name: trained[name] for name in ("image_column", "question_column", "answer_column", "answer_type_column")
+    }
+    data = load_questions(
+        trained["dataset"],
+        trained["dataset_config"],
+        **columns,
+        eval_split=trained["eval_split"],
+        seed=trained["seed"],
+    )
+    dataset = QuestionDataset(data["test"])
+    items = [dataset[index] for index in random.Random(seed).sample(range(len(dataset)), min(count, len(dataset)))]
+    inputs = processor(
+        images=[item["image"] for item in items], questions=[item["question"] for item in items], return_tensors="pt"
+    ).to(device)
+    ids = model.generate(**inputs, max_new_tokens=trained["max_answer_tokens"])
+    answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return {
+        "dataset": trained["dataset"],
+        "metrics": json.loads((repository / "eval_results.json").read_text()),
+        "items": [
+            {
+                "image": data_url(item["image"]),
+                "question": item["question"],
+                "generated": answer.strip(),
+                "true": item["answer"],
+            }
+            for item, answer in zip(items, answers, strict=True)
+        ],
+    }
 
 
 def data_url(image) -> str:
@@ -134,6 +181,7 @@ def main() -> None:
                 {"image": data_url(images[index]), "generated": text, "true": captions[index]}
                 for index, text in zip(shown, generated, strict=True)
             ],
+            answered=args.questions and answer_sample(args.questions, args.num_questions, args.seed, device),
             text_queries=[
                 {
                     "query": captions[index],

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, SchedulerType, TrainingArguments
 
 from triptych.hub import describe_machine
 from triptych.training import easy_vqa, openmoji
@@ -24,20 +24,10 @@ _SOURCES = {
 - Code: triptych, Apache-2.0.""",
 }
 
-_CAPTION_USAGE = """\
-inputs = processor(images=Image.open("picture.png"), return_tensors="pt")
-print(processor.batch_decode(model.generate(**inputs, max_new_tokens=24), skip_special_tokens=True))"""
-
 _QUESTION_USAGE = """\
 inputs = processor(images=Image.open("picture.png"), questions="{question}", return_tensors="pt")
 ids = model.generate(**inputs, max_new_tokens=10)
 print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
-
-_CAPTION_METRICS = """\
-`contrastive_loss` is over batches of `contrastive_batch_size` pairs (chance: its logarithm for a softmax loss); recalls
-rank all `num_eval_images` pairs at once (chance of recall@1: {chance:.4f}); `perplexity` is the exponential of the
-token-weighted mean loss. `caption_exact_match` is the share of greedily decoded captions that equal the true one,
-`caption_word_f1` their mean overlap in words."""
 
 _QUESTION_METRICS = """\
 `vqa_accuracy` compares greedily decoded answers, normalised as in the VQA challenge, with the true ones; no list of answers
@@ -100,8 +90,6 @@ def pretraining_card(
         },
         "evaluation_data": f"the held-out split of {dataset} ({metrics['num_eval_images']} pairs)",
         "metrics": metrics,
-        "metrics_note": _CAPTION_METRICS.format(chance=1 / metrics["num_eval_images"]),
-        "usage": _CAPTION_USAGE,
         "data_statement": data_statement,
         "limits": limits,
         "sources": _SOURCES[model.config.model_type],
@@ -148,7 +136,7 @@ def question_card(
             "epochs and batch": f"{training_args.num_train_epochs:g} epochs, batch {training_args.train_batch_size}",
             "optimiser": (
                 f"AdamW, peak learning rate {training_args.learning_rate:g}, weight decay {training_args.weight_decay:g}, "
-                f"{training_args.lr_scheduler_type.value} schedule"
+                f"{SchedulerType(training_args.lr_scheduler_type).value} schedule"
             ),
             "loss": "captioning loss on the answer alone",
             "precision": "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",

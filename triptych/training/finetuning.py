@@ -132,7 +132,11 @@ class QuestionTrainer(Trainer):
         kwargs: `model`, `processing_class`, `train_dataset`, `eval_dataset`, ...
     """
 
-    def __init__(self, *, args: QuestionTrainingArguments, max_answer_tokens: int = 10, **kwargs):
+    args: QuestionTrainingArguments
+    model: MammutForConditionalGeneration
+    processing_class: MammutProcessor
+
+    def __init__(self, *, args: QuestionTrainingArguments, max_answer_tokens: int = 10, **kwargs: Any):
         super().__init__(args=args, data_collator=QuestionCollator(kwargs["processing_class"]), **kwargs)
         self.max_answer_tokens = max_answer_tokens
 
@@ -155,7 +159,7 @@ class QuestionTrainer(Trainer):
         )
 
     def evaluate(
-        self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         results = evaluate_answers(self.answer(dataset), dataset.data)
@@ -200,7 +204,7 @@ def save_questions_repository(
     """The finished repository with its card, log, results and every answer; on the main process only."""
     if not trainer.is_world_process_zero():
         return None
-    folder = Path(trainer.args.output_dir)
+    folder = Path(str(trainer.args.output_dir))
     rows = [
         {"question": question, "answer": answer, "true": true, "answer_type": kind}
         for question, answer, true, kind in zip(
@@ -211,7 +215,7 @@ def save_questions_repository(
     minutes = next((row["train_runtime"] for row in log if "train_runtime" in row), math.nan) / 60
     extra_files = {
         "eval_results.json": results,
-        "training_arguments.json": {**asdict(model_args), **arguments},
+        "training_arguments.json": {**asdict(model_args), **arguments, "seed": trainer.args.seed},
         "training_log.jsonl": "".join(json.dumps(row) + "\n" for row in log),
         "answers.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
     }

@@ -191,7 +191,7 @@ def answer_questions(
     was_training = answerer.training
     answerer.eval()
     answers: list[str] = []
-    with accelerator.split_between_processes(list(range(len(dataset)))) as indices:
+    with accelerator.split_between_processes(list(range(len(dataset)))) as indices:  # type: ignore[arg-type]
         loader = DataLoader(
             Subset(dataset, indices),
             batch_size=batch_size,
