@@ -32,6 +32,7 @@ lint: $(PREPARED)  ## Lint, format check, types
 bench: $(PREPARED)  ## Measure speed and memory as ratios
 	$(BIN)/python benchmarks/captioning_cache.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/two_passes.py
 
 clean:  ## Remove the environment and caches; outputs stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -126,8 +126,8 @@ def captioning_loss(
 ) -> torch.Tensor:
     """Next-token cross-entropy, mean over the tokens of the whole batch (CoCa, arXiv 2205.01917, eq. 3).
 
-    Vocabulary logits exist for one chunk of tokens at a time: they are recomputed in the backward pass, so peak memory
-    grows with `chunk_size x vocabulary`, not with `batch x length x vocabulary`.
+    Vocabulary logits exist for one chunk of tokens at a time: of several, they are recomputed in the backward pass, so peak
+    memory grows with `chunk_size x vocabulary`, not with `batch x length x vocabulary`.
 
     Args:
         hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Decoder outputs.
@@ -158,7 +158,7 @@ def captioning_loss(
 
     total = states.new_zeros((), dtype=torch.float32)
     for chunk_states, chunk_targets in zip(states.split(chunk_size), targets.split(chunk_size), strict=True):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and len(states) > chunk_size:  # a single chunk may as well keep its logits
             total = total + checkpoint(chunk_loss, chunk_states, chunk_targets, use_reentrant=False)
         else:
             total = total + chunk_loss(chunk_states, chunk_targets)
