@@ -17,7 +17,8 @@ ANSWERS := $(findstring mammut,$(DEMO_ARGS))
 demo: $(PREPARED)  ## Train a tiny captioner on OpenMoji, write outputs/demo and its report
 	$(BIN)/python examples/pretrain.py --output_dir outputs/demo $(DEMO_ARGS)
 ifneq ($(ANSWERS),)
-	$(BIN)/python examples/finetune_vqa.py --output_dir outputs/demo-questions --model_name_or_path outputs/demo
+	$(BIN)/python examples/finetune_vqa.py --output_dir outputs/demo-questions --model_name_or_path outputs/demo \
+		--num_train_epochs 4
 endif
 	$(BIN)/python examples/report.py outputs/demo $(if $(ANSWERS),--questions outputs/demo-questions)
 

@@ -24,6 +24,10 @@ from triptych.training.finetuning import (
 from triptych.training.questions import QuestionDataset, evaluate_answers, load_questions
 
 
+# easy-VQA's images are 64 x 64 pixels; patches of 8 show enough of a small shape to tell it from another.
+SMALL_IMAGES = {"vision_config": {"image_size": 64, "patch_size": 8}}
+
+
 @dataclass
 class DataArguments:
     dataset: str = field(default="easy-vqa", metadata={"help": "'easy-vqa', a folder, or the name of a Hub data set."})
@@ -58,7 +62,9 @@ def main() -> None:
             seed=training_args.seed,
         )
     texts = [*data["train"]["question"], *(answers[0] for answers in data["train"]["answers"])]
-    model, processor = load_or_build(model_args, texts)
+    from_scratch = model_args.model_name_or_path is None
+    overrides = SMALL_IMAGES if data_args.dataset == "easy-vqa" and from_scratch else None
+    model, processor = load_or_build(model_args, texts, overrides)
 
     train_set, test_set = QuestionDataset(data["train"]), QuestionDataset(data["test"])
     few = data["test"].select(range(min(data_args.num_eval_questions, len(data["test"]))))

@@ -360,6 +360,9 @@ MAMMUT_PRESETS: dict[str, dict] = {
     "mammut-tiny": {
         "vision_config": {**_fields(192, 4, 3, 768), "image_size": 96, "initializer_range": 0.06},
         "text_config": {**_fields(192, 4, 3, 768), "initializer_range": 0.06},
+        # Unbiased sigmoids collapse in batches of 32, see docs/mammut.md
+        "contrastive_loss_type": "softmax",
+        "logit_scale_init_value": math.log(1 / 0.07),
     },
     "mammut-base": _paper_preset("base", "128m"),
     "mammut-large": _paper_preset("large", "128m"),

@@ -48,7 +48,7 @@ class TubeEmbedding(nn.Module):
         num_channels, hidden_size (`int`): Channels of the frames, width of the tokens.
         kernel_size (`list[int]`): Shape of the learned kernel, in frames, pixels, pixels.
         tubes (`list`): `[kernel, stride, offset]` of every tube.
-        initializer_range (`float`): Standard deviation of the initial kernel.
+        initializer_range (`float`): Standard deviation of the initial kernel's sum over frames.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class TubeEmbedding(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        init.normal_(self.kernel, std=self.initializer_range)
+        # A sum over frames that look alike would make tubes outweigh patches, whose weights have the same range.
+        init.normal_(self.kernel, std=self.initializer_range * self.kernel.shape[2] ** -0.5)
         init.zeros_(self.bias)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import triptych
-from tests.conftest import random_batch, tiny_model, tiny_processor
+from tests.conftest import random_batch, tiny_mammut, tiny_mammut_processor, tiny_model, tiny_processor
 from triptych import hub
 
 
@@ -44,6 +44,10 @@ from transformers import (
 repo, batch_file, out_file = sys.argv[1:]
 batch = torch.load(batch_file, weights_only=True)
 found = {}
+processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
+"""
+
+GRR_COCA_STRANGER = """
 for auto_class in (AutoModelForImageTextToText, AutoModelForPreTraining):
     model = auto_class.from_pretrained(repo, trust_remote_code=True)
     found[auto_class.__name__] = model(**batch).logits
@@ -51,12 +55,34 @@ for auto_class in (AutoModelForImageTextToText, AutoModelForPreTraining):
 batch.pop("labels")
 for auto_class in (AutoModel, AutoModelForZeroShotImageClassification):
     found[auto_class.__name__] = auto_class.from_pretrained(repo, trust_remote_code=True)(**batch).logits_per_image
-processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
 found["text"] = processor(text="a red heart", return_tensors="pt")["input_ids"]
 assert AutoConfig.from_pretrained(repo, trust_remote_code=True).model_type == "grr_coca"
+"""
+
+MAMMUT_STRANGER = """
+model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True)
+questions = processor(questions=["what is it?", "is it a heart?"], return_tensors="pt")
+found["answers"] = model.generate(**questions, pixel_values=batch["pixel_values"], max_new_tokens=4)
+clip = (batch["pixel_values"][0, :, None] * torch.arange(8)[:, None, None] * 10).transpose(0, 1)
+inputs = processor(videos=clip.clip(0, 255).byte(), questions="what moves?", return_tensors="pt")
+found["video"] = model.generate(**inputs, max_new_tokens=4)
+encoder = AutoModel.from_pretrained(repo, trust_remote_code=True)
+text = processor(text=["a red heart", "a cat"], return_tensors="pt")
+found["similarity"] = encoder(**text, pixel_values=batch["pixel_values"]).logits_per_image
+assert AutoConfig.from_pretrained(repo, trust_remote_code=True).model_type == "mammut"
+"""
+
+FOUND = """
 assert not [name for name in sys.modules if name.split(".")[0] == "triptych"]
 torch.save(found, out_file)
 """
+
+
+def ask_a_stranger(code: str, repo: Path, batch: dict, folder: Path) -> dict[str, torch.Tensor]:
+    torch.save(batch, folder / "batch.pt")
+    command = [sys.executable, "-c", STRANGER + code + FOUND, str(repo), str(folder / "batch.pt")]
+    subprocess.run([*command, str(folder / "out.pt")], check=True, cwd=folder, timeout=300)
+    return torch.load(folder / "out.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("save_from", ["head", "base"])
@@ -77,10 +103,7 @@ def test_a_stranger_loads_it_through_every_auto_class_and_gets_the_same_numbers(
     assert auto_map["AutoModel"] == "modeling_grr_coca.GrrCocaModel"
 
     batch = random_batch(model.config)
-    torch.save(batch, tmp_path / "batch.pt")
-    command = [sys.executable, "-c", STRANGER, str(repo), str(tmp_path / "batch.pt"), str(tmp_path / "out.pt")]
-    subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
-    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    found = ask_a_stranger(GRR_COCA_STRANGER, repo, batch, tmp_path)
     with torch.no_grad():
         expected = model(**batch)
         if save_from == "head":
@@ -92,6 +115,26 @@ def test_a_stranger_loads_it_through_every_auto_class_and_gets_the_same_numbers(
     assert torch.equal(found["AutoModel"], dual.logits_per_image)
     assert torch.equal(found["AutoModelForZeroShotImageClassification"], dual.logits_per_image)
     assert torch.equal(found["text"], processor(text="a red heart", return_tensors="pt")["input_ids"])
+
+
+@torch.no_grad()
+def test_a_stranger_asks_mammut_about_images_and_videos(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    processor = tiny_mammut_processor(num_frames=8)
+    text = {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 40}
+    model = tiny_mammut("video", text_config=text)
+    repo = hub.save_repository(tmp_path / "repo", model, processor, CARD)
+    pixel_values = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = ask_a_stranger(MAMMUT_STRANGER, repo, {"pixel_values": pixel_values}, tmp_path)
+
+    questions = processor(questions=["what is it?", "is it a heart?"], return_tensors="pt")
+    assert torch.equal(found["answers"], model.generate(**questions, pixel_values=pixel_values, max_new_tokens=4))
+    clip = (pixel_values[0, :, None] * torch.arange(8)[:, None, None] * 10).transpose(0, 1)
+    inputs = processor(videos=clip.clip(0, 255).byte(), questions="what moves?", return_tensors="pt")
+    assert torch.equal(found["video"], model.generate(**inputs, max_new_tokens=4))
+    texts = processor(text=["a red heart", "a cat"], return_tensors="pt")
+    expected = model.model(**texts, pixel_values=pixel_values).logits_per_image
+    assert torch.equal(found["similarity"], expected)
 
 
 def test_exporting_leaves_no_trace_on_later_saves(tmp_path):

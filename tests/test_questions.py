@@ -130,6 +130,7 @@ def test_data_sets_in_vqav2s_layout(tmp_path):
     assert len(item["answers"]) == 4
     assert item["answer_type"] == "other"
     assert item["image"].mode == "RGB"
+    assert len(set(QuestionDataset(data["train"]).groups())) == 2  # the same pixels are the same image
     with pytest.raises(ValueError, match="`question_column='question'` is not a column"):
         load_questions(str(folder))
 
@@ -186,7 +187,7 @@ def test_moving_emoji_clips_show_what_their_answers_say():
 
 
 def test_rows_of_one_group_follow_one_another_and_every_row_comes_once():
-    sampler = GroupedSampler(["a", "b", "a", "c", "b", "a"])
+    sampler = GroupedSampler(["a", "b", "a", "c", "b", "a"], group_size=3)
     first = list(sampler)
     assert sorted(first) == list(range(6))
     groups = ["abacba"[row] for row in first]
@@ -197,6 +198,13 @@ def test_rows_of_one_group_follow_one_another_and_every_row_comes_once():
         sampler.set_epoch(epoch)
         orders.add(tuple(sampler))
     assert len(orders) > 3
+    pairs = list(GroupedSampler([row // 4 for row in range(400)], group_size=2))
+    assert sorted(pairs) == list(range(400))
+    groups = [row // 4 for row in pairs]
+    assert groups[::2] == groups[1::2]  # two of a group stay together ...
+    assert sum(left != right for left, right in itertools.pairwise(groups[::2])) > 150  # ... the other two come later
+    with pytest.raises(ValueError, match="`group_size` must be positive, got 0"):
+        GroupedSampler(["a"], group_size=0)
 
 
 def test_questions_about_one_picture_share_it():

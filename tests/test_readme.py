@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, HfArgumentParser
 from typer.testing import CliRunner
 
 import triptych
-from tests.conftest import CAPTIONS
+from tests.conftest import CAPTIONS, tiny_mammut, tiny_mammut_processor
 from tests.test_hub import CARD
 from triptych import hub
 from triptych.cli import app
@@ -52,6 +52,20 @@ def test_readme_snippets_run_one_after_another(repository, capsys):
         exec(snippet.replace('"outputs/demo"', repr(str(repository))), namespace)
     printed = capsys.readouterr().out
     assert "torch.Size([4, 192])" in printed
+
+
+def test_mammut_snippets_run_one_after_another(tmp_path, capsys):
+    processor = tiny_mammut_processor(max_length=80, num_frames=8)
+    model = tiny_mammut("video", text_config={"vocab_size": len(processor.tokenizer), "max_position_embeddings": 80})
+    model.generation_config.max_new_tokens = 4
+    repo = hub.save_repository(tmp_path / "repo", model, processor, CARD)
+    document = (ROOT / "docs" / "mammut.md").read_text(encoding="utf-8")
+    code = snippets(document)
+    assert len(code) == document.count("```python") == 2
+    namespace: dict = {}
+    for snippet in code:
+        exec(re.sub(r'"outputs/[\w-]+"', repr(str(repo)), snippet), namespace)
+    assert "which direction does it move? ['" in capsys.readouterr().out
 
 
 def test_readme_commands_name_real_flags_and_targets():

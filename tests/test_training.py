@@ -188,6 +188,22 @@ def test_a_corrupt_picture_is_named(pictures, tmp_path):
     assert "corrupt images skipped: 1" in card
 
 
+def test_the_ablation_trains_every_number_of_cross_attention_layers(pictures, tmp_path):
+    script = [sys.executable, str(ROOT / "examples" / "ablate_cross_attention.py"), "--output_dir", str(tmp_path)]
+    arguments = command(pictures, tmp_path, "--num_epochs", "1")[4:]  # without the other script and its folder
+    result = run([*script, "--cross_layers", "1", "4", *arguments])
+    assert result.returncode == 0, result.stderr
+    for count in (1, 4):
+        config = json.loads((tmp_path / f"{count}-layers-seed-0" / "config.json").read_text())
+        assert config["model_type"] == "mammut"
+        assert config["text_config"]["cross_attn_every"] == 4 / count
+    runs = json.loads((tmp_path / "ablation.json").read_text())
+    assert f"| 4 | {runs['4'][0]['text_to_image_recall@1']:.3f} |" in result.stdout
+    assert (tmp_path / "ablation.md").read_text() in result.stdout
+    uneven = run([*script, "--cross_layers", "3"])
+    assert "3 cross-attention layers cannot be spread evenly over the 4 decoder layers" in uneven.stderr
+
+
 def test_recalls_and_ranks_on_a_known_case():
     similarity = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.5, 0.6], [0.3, 0.3, 0.3]])
     assert retrieval_ranks(similarity).tolist() == [0, 2, 2]  # ties count against the model

@@ -25,8 +25,8 @@ def load_easy_vqa() -> DatasetDict:
     """4,000 training and 1,000 test images of 64 x 64 pixels, with 38,575 and 9,673 questions.
 
     Returns:
-        `DatasetDict` with splits `train` and `test` and columns `image`, `question`, `answers`, `answer_type` (yes/no, shape,
-        color).
+        `DatasetDict` with splits `train` and `test` and columns `image`, `image_id`, `question`, `answers`, `answer_type`
+        (yes/no, shape, color).
 
     Raises:
         ImportError: If `easy-vqa` is missing (`pip install triptych[demo]`).
@@ -43,11 +43,14 @@ def load_easy_vqa() -> DatasetDict:
         texts, answers, image_ids = questions
         columns = {
             "image": [str(paths[image_id]) for image_id in image_ids],
+            "image_id": [str(image_id) for image_id in image_ids],
             "question": texts,
             "answers": [[answer] for answer in answers],
             "answer_type": [_answer_type(answer) for answer in answers],
         }
-        splits[name] = Dataset.from_dict(columns, features=Features({"image": Image(), **QUESTION_FEATURES}))
+        splits[name] = Dataset.from_dict(
+            columns, features=Features({"image": Image(), "image_id": Value("string"), **QUESTION_FEATURES})
+        )
     return DatasetDict(splits)
 
 

@@ -51,14 +51,14 @@ class ModelArguments:
 class QuestionTrainingArguments(TrainingArguments):
     """transformers' own arguments, with defaults for small models from scratch."""
 
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.05
     weight_decay: float = 0.1
     adam_beta2: float = 0.98
-    per_device_train_batch_size: int = 64
-    per_device_eval_batch_size: int = 128
-    num_train_epochs: float = 3.0
+    per_device_train_batch_size: int = 256
+    per_device_eval_batch_size: int = 256
+    num_train_epochs: float = 10.0
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
     save_total_limit: int | None = 1
@@ -70,6 +70,10 @@ class QuestionTrainingArguments(TrainingArguments):
     bf16: bool = best_precision() == "bf16"
     use_cpu: bool = not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
     seed: int = 0
+    questions_per_image: int = field(
+        default=5,
+        metadata={"help": "Most questions of an image or clip that share it in a training batch; 1: fully shuffled."},
+    )
 
 
 def load_or_build(
@@ -142,9 +146,7 @@ class QuestionTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if not hasattr(dataset, "groups"):
-            return super()._get_train_sampler(train_dataset)
-        return GroupedSampler(dataset.groups(), seed=self.args.seed)  # clips are dear: encode each once
+        return GroupedSampler(dataset.groups(), self.args.questions_per_image, self.args.seed)
 
     def answer(self, dataset: Dataset) -> list[str]:
         """Answers to all questions of a data set, on every process."""

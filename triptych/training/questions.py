@@ -1,5 +1,6 @@
 """Questions and answers about images: any VQA data set, as the model wants it, and accuracy on it."""
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ def load_questions(
     eval_fraction: float = 0.05,
     seed: int = 0,
 ) -> DatasetDict:
-    """Load questions with the splits `train` and `test` and the columns `image`, `question`, `answers`, `answer_type`.
+    """Load questions with the splits `train` and `test` and the columns `image`, `image_id`, `question`, `answers`, `answer_type`.
 
     Args:
         name (`str`): `"easy-vqa"` (from the installed package), a folder of parquet or image files, or a Hub data set.
@@ -93,7 +94,9 @@ def load_questions(
     def columns(row: dict[str, Any]) -> dict[str, Any]:
         answers = _answers_of(row[answer_column])
         kind = row.get(answer_type_column) or answer_type_of(most_common_answer(answers))
-        return {"question": row[question_column], "answers": answers, "answer_type": kind}
+        content = row["image"]["bytes"] or row["image"]["path"].encode()
+        image_id = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+        return {"image_id": image_id, "question": row[question_column], "answers": answers, "answer_type": kind}
 
     splits = {}
     for target, source in (("train", "train"), ("test", eval_split)):
@@ -105,18 +108,25 @@ def load_questions(
 
 
 class GroupedSampler(Sampler[int]):
-    """A random order in which rows of one group follow one another, so that a batch encodes their picture once.
+    """A random order in which a few rows of one group follow one another, so that a batch encodes their picture once.
 
     Args:
         groups (`Sequence`): Group of every row: its image or clip.
+        group_size (`int`): Most rows of a group that stay together; the others come at another place of the epoch.
         seed (`int`): Seed of the order, which differs from epoch to epoch.
+
+    Raises:
+        ValueError: If `group_size` is not positive.
     """
 
-    def __init__(self, groups: Sequence, seed: int = 0):
+    def __init__(self, groups: Sequence, group_size: int, seed: int = 0):
+        if group_size < 1:
+            raise ValueError(f"`group_size` must be positive, got {group_size}.")
         rows: dict[Any, list[int]] = {}
         for row, group in enumerate(groups):
             rows.setdefault(group, []).append(row)
         self.rows = list(rows.values())
+        self.group_size = group_size
         self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
@@ -128,22 +138,37 @@ class GroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = random.Random(f"{self.seed}-{self.epoch}")
-        for rows in rng.sample(self.rows, len(self.rows)):
-            yield from rng.sample(rows, len(rows))
+        parts = []
+        for rows in self.rows:
+            shuffled = rng.sample(rows, len(rows))
+            parts += [shuffled[start : start + self.group_size] for start in range(0, len(rows), self.group_size)]
+        rng.shuffle(parts)
+        for part in parts:
+            yield from part
 
 
 class QuestionDataset(Dataset):
-    """Rows of [`load_questions`] with the image decoded and one answer chosen to train on."""
+    """Rows of [`load_questions`] with the image decoded and one answer chosen to train on.
+
+    Successive questions about one image get the same picture object, by which the collator knows it again.
+    """
 
     def __init__(self, data: datasets.Dataset):
         self.data = data.cast_column("image", datasets.Image(decode=False))
+        self._last: tuple[str, Any] = ("", None)
 
     def __len__(self) -> int:
         return len(self.data)
 
+    def groups(self) -> list[str]:
+        """The image of every row, for [`GroupedSampler`]."""
+        return list(self.data["image_id"])
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data[index]
-        return {**item, "image": decode_image(item["image"], index), "answer": most_common_answer(item["answers"])}
+        if item["image_id"] != self._last[0]:
+            self._last = (item["image_id"], decode_image(item["image"], index))
+        return {**item, "image": self._last[1], "answer": most_common_answer(item["answers"])}
 
 
 class QuestionCollator:
