@@ -1,6 +1,7 @@
 """Train MaMMUT to answer questions about videos through sparse tubes, and the same model on one frame for comparison.
 
-    python examples/finetune_video_qa.py --output_dir outputs/video-qa
+    python examples/pretrain.py --model mammut --output_dir outputs/demo
+    python examples/finetune_video_qa.py --output_dir outputs/video-qa --model_name_or_path outputs/demo
     python examples/finetune_video_qa.py --output_dir outputs/msvd-qa --dataset path/to/MSVD-QA \\
         --model_name_or_path outputs/my-image-model
 
@@ -23,18 +24,15 @@ from triptych.training.finetuning import (
     save_questions_repository,
     train_on_questions,
 )
-from triptych.training.moving_emoji import NUM_FRAMES, MovingEmojiDataset, load_moving_emoji
+from triptych.training.moving_emoji import MovingEmojiDataset, load_moving_emoji
 from triptych.training.questions import evaluate_answers
 from triptych.training.video_questions import VideoQuestionDataset, load_video_questions
 
 
-# Moving-emoji frames are rendered at 64 x 64 pixels. There TubeViT's strides of 32 would look at a fortieth of a clip: its
-# kernels, at the strides that cover every emoji.
-SMALL_FRAMES = {"image_size": 64, "patch_size": 16}
+# TubeViT's kernels for 16 frames of 96 x 96 pixels: its strides of 16 frames and 32 pixels would look at a few corners of that.
 SMALL_TUBES = [
-    [[8, 8, 8], [8, 16, 16], [0, 0, 0]],
-    [[16, 4, 4], [16, 16, 16], [0, 8, 8]],
-    [[4, 12, 12], [4, 16, 16], [0, 0, 0]],
+    [[8, 8, 8], [8, 24, 24], [0, 4, 4]],
+    [[4, 12, 12], [4, 24, 24], [0, 0, 0]],
 ]
 
 
@@ -44,15 +42,25 @@ class VideoArguments:
         default="moving-emoji", metadata={"help": "'moving-emoji', or a folder in MSRVTT-QA's or MSVD-QA's layout."}
     )
     eval_split: str = field(default="test", metadata={"help": "Of a folder: test or val."})
-    num_clips: int = field(default=4000, metadata={"help": "Moving-emoji clips in the training split."})
+    num_clips: int = field(default=40_000, metadata={"help": "Moving-emoji clips in the training split."})
     num_test_clips: int = field(default=400, metadata={"help": "Moving-emoji clips in the test split."})
-    num_frames: int = field(default=NUM_FRAMES, metadata={"help": "Frames sampled from a clip."})
-    frame_stride: int = field(
-        default=31, metadata={"help": "Every so-many-th frame passes through the image patches."}
+    num_frames: int | None = field(
+        default=None, metadata={"help": "Frames sampled from a clip. Default: 16 of moving emojis, 32 of video files."}
     )
-    tubes: str = field(
-        default=json.dumps(SMALL_TUBES),
-        metadata={"help": "JSON list of [kernel, stride, offset], or 'tubevit' for TubeViT's, made for 224 pixels."},
+    frame_stride: int | None = field(
+        default=None,
+        metadata={"help": "Every so-many-th frame passes through the image patches. Default: first and last one."},
+    )
+    tubes: str | None = field(
+        default=None,
+        metadata={"help": "JSON list of [kernel, stride, offset]. Default: some for moving emojis, else TubeViT's."},
+    )
+    position_gate: float = field(
+        default=1.0,
+        metadata={
+            "help": "Where the gate of the fixed positions starts. The paper's 0 leaves an image model unchanged, and blind to "
+            "the order of frames until the gate has opened."
+        },
     )
     one_frame_ablation: bool = field(
         default=True, metadata={"help": "Also train on the middle frame alone, without tubes, and print both."}
@@ -60,6 +68,19 @@ class VideoArguments:
     num_eval_questions: int = field(
         default=300, metadata={"help": "Questions of the evaluations during training; the last one takes all."}
     )
+
+
+@dataclass
+class VideoTrainingArguments(QuestionTrainingArguments):
+    """Defaults for clips that are rendered on the fly: every one is new, so one epoch."""
+
+    per_device_train_batch_size: int = 96
+    per_device_eval_batch_size: int = 96
+    num_train_epochs: float = 1.0
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 250
+    save_strategy: str = "steps"
+    save_steps: float = 250
 
 
 def run(
@@ -71,16 +92,21 @@ def run(
 ) -> tuple[QuestionTrainer, list[str], dict[str, float]]:
     """Train and evaluate on whole clips, or (same data, seed and steps) on their middle frames alone."""
     set_seed(training_args.seed)
-    vision = {"use_fixed_positions": True, "frame_stride": args.frame_stride, "use_tubes": whole}
-    if args.tubes != "tubevit":
+    is_small = args.dataset == "moving-emoji"
+    num_frames = args.num_frames or (16 if is_small else 32)
+    vision = {
+        "use_fixed_positions": True,
+        "frame_stride": args.frame_stride or max(1, num_frames - 1),
+        "use_tubes": whole,
+        "position_gate_init_value": args.position_gate,
+    }
+    if args.tubes is not None:
         vision["tubes"] = json.loads(args.tubes)
-    if model_args.model_name_or_path is None:
-        vision["position_gate_init_value"] = 1.0  # there is no image model to start from unchanged
-        if args.dataset == "moving-emoji":
-            vision |= SMALL_FRAMES
+    elif is_small:
+        vision["tubes"] = SMALL_TUBES
     texts = [*data["train"]["question"], *(answers[0] for answers in data["train"]["answers"])]
     model, processor = load_or_build(model_args, texts, {"vision_config": vision})
-    processor.num_frames = args.num_frames if whole else 1
+    processor.num_frames = num_frames if whole else 1
 
     few = data["test"].select(range(min(args.num_eval_questions, len(data["test"]))))
     if args.dataset == "moving-emoji":
@@ -94,7 +120,7 @@ def run(
 
 
 def main() -> None:
-    parser = HfArgumentParser((VideoArguments, ModelArguments, QuestionTrainingArguments))
+    parser = HfArgumentParser((VideoArguments, ModelArguments, VideoTrainingArguments))
     args, model_args, training_args = parser.parse_args_into_dataclasses()
     with training_args.main_process_first(desc="data"):
         if args.dataset == "moving-emoji":
@@ -108,7 +134,10 @@ def main() -> None:
     tables = {"whole clips": answer_table(results, len(answers))}
     if args.one_frame_ablation:
         one_frame_args = replace(
-            training_args, output_dir=f"{training_args.output_dir}/one-frame", resume_from_checkpoint=None
+            training_args,
+            output_dir=f"{training_args.output_dir}/one-frame",
+            save_strategy="no",
+            resume_from_checkpoint=None,
         )
         trainer, answers, one_frame = run(data, args, model_args, one_frame_args, whole=False)
         tables["the middle frame alone"] = answer_table(one_frame, len(answers))

@@ -2,7 +2,7 @@
 
     python examples/finetune_vqa.py --output_dir outputs/easy-vqa
     python examples/finetune_vqa.py --output_dir outputs/vqa --model_name_or_path outputs/demo --num_train_epochs 1
-    accelerate launch examples/finetune_vqa.py --output_dir outputs/vqav2 --dataset lmms-lab/VQAv2 --eval_split validation
+    accelerate launch examples/finetune_vqa.py --output_dir outputs/mine --dataset name/of-questions --eval_split validation
 
 The question is the prompt; only the answer is supervised; answers are generated, not picked from a list. All arguments of
 transformers' Trainer are accepted.

@@ -92,7 +92,7 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
                 raise ValueError(
                     f"`input_ids` must hold one prompt per image, got {len(input_ids)} prompts and {len(images)} images."
                 )
-            if cache is None:
+            if cache is None or cache.get_seq_length() == 0:
                 text_config = self.config.text_config
                 input_ids, kwargs["attention_mask"] = align_prompts(
                     input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id

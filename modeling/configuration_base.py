@@ -22,6 +22,23 @@ def check_patches(image_size: int, patch_size: int) -> None:
         raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {image_size} and {patch_size}.")
 
 
+def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: dict) -> dict:
+    """Fields of a configuration with some of them changed; dicts of sub-configurations are merged.
+
+    Raises:
+        ValueError: If an override is not a field of the configuration.
+    """
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
+    for key, value in overrides.items():
+        target = config_class.sub_configs.get(key)
+        known = target.__dataclass_fields__ if target else config_class.__dataclass_fields__
+        for field in value if target else (key,):
+            if field not in known:
+                raise ValueError(f"`{field}` is not a field of {(target or config_class).__name__}.")
+        merged[key] = {**merged.get(key, {}), **value} if target else value
+    return merged
+
+
 def preset_fields(config_class: type[PreTrainedConfig], presets: dict[str, dict], name: str, overrides: dict) -> dict:
     """Keyword arguments of `config_class` for a named preset; sub-config dicts in `overrides` are merged into it.
 
@@ -30,15 +47,7 @@ def preset_fields(config_class: type[PreTrainedConfig], presets: dict[str, dict]
     """
     if name not in presets:
         raise ValueError(f"Unknown preset {name!r}. Available: {', '.join(sorted(presets))}.")
-    fields = {key: dict(value) if isinstance(value, dict) else value for key, value in presets[name].items()}
-    for key, value in overrides.items():
-        target = config_class.sub_configs.get(key)
-        known = target.__dataclass_fields__ if target else config_class.__dataclass_fields__
-        for field in value if target else (key,):
-            if field not in known:
-                raise ValueError(f"`{field}` is not a field of {(target or config_class).__name__}.")
-        fields[key] = {**fields[key], **value} if target else value
-    return fields
+    return merge_fields(config_class, presets[name], overrides)
 
 
-__all__ = ["check_heads", "check_patches", "check_positive", "preset_fields"]
+__all__ = ["check_heads", "check_patches", "check_positive", "merge_fields", "preset_fields"]

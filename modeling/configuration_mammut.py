@@ -113,6 +113,8 @@ class MammutVisionConfig(PreTrainedConfig):
         check_positive(self, *sizes, "frame_stride", "crop_positions_grid")
         check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
         check_patches(self.image_size, self.patch_size)
+        if self.use_tubes and not self.tubes:
+            raise ValueError("`use_tubes` needs at least one entry of `tubes`.")
         for index, tube in enumerate(self.tubes):
             if (
                 len(tube) != 3
@@ -266,6 +268,8 @@ class MammutConfig(PreTrainedConfig):
         """Check what no type can say."""
         if self.focal_gamma < 0:
             raise ValueError(f"`focal_gamma` must not be negative, got {self.focal_gamma}.")
+        if self.use_logit_bias and self.contrastive_loss_type == "softmax":
+            raise ValueError("`use_logit_bias` belongs to the focal loss; a softmax does not see it.")
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "MammutConfig":

@@ -134,7 +134,7 @@ def random_position_crops(table: torch.Tensor, grid_size: int, enlarged: int, ba
 
 
 def crop_positions(table: torch.Tensor, grid_size: int, enlarged: int, boxes: torch.Tensor) -> torch.Tensor:
-    """Resample boxes of the enlarged patch positions to the grid of an image; the whole box gives back the table.
+    """Resample boxes of the enlarged patch positions to the grid of an image; the whole box gives back a smooth table.
 
     Args:
         table, grid_size, enlarged: As in [`random_position_crops`].
@@ -143,22 +143,21 @@ def crop_positions(table: torch.Tensor, grid_size: int, enlarged: int, boxes: to
     Returns:
         `torch.Tensor` of shape `(batch_size, grid_size ** 2, hidden_size)`.
     """
-    grid = table.T.reshape(1, -1, grid_size, grid_size).float()
-    grid = nn.functional.interpolate(grid, size=(enlarged, enlarged), mode="bilinear")
+    grid = table.reshape(grid_size, grid_size, -1).float()
+    # Bilinear in both steps, so rows and columns part: the enlarged table never exists.
+    enlarge = nn.functional.interpolate(torch.eye(grid_size, device=table.device)[None], enlarged, mode="linear")[0].T
+    pixels = (torch.arange(grid_size, device=table.device) + 0.5) / grid_size
+
+    def resample(start: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        where = (start[:, None] + length[:, None] * pixels) * enlarged - 0.5  # (batch, grid_size)
+        where = where.clamp(0, enlarged - 1)[..., None]
+        weights = (1 - (where - torch.arange(enlarged, device=table.device)).abs()).clamp(min=0)
+        return weights @ enlarge  # (batch, grid_size, grid_size): from the table's rows or columns to the crop's
+
     left, top, width, height = boxes.float().unbind(-1)
-    zero = torch.zeros_like(left)
-    # From output to input coordinates, both in [-1, 1]
-    rows = [
-        torch.stack([width, zero, 2 * left + width - 1], dim=-1),
-        torch.stack([zero, height, 2 * top + height - 1], dim=-1),
-    ]
-    where = nn.functional.affine_grid(
-        torch.stack(rows, dim=1), [len(boxes), 1, grid_size, grid_size], align_corners=False
-    )
-    crops = nn.functional.grid_sample(
-        grid.expand(len(boxes), -1, -1, -1), where, mode="bilinear", padding_mode="border", align_corners=False
-    )
-    return crops.flatten(2).transpose(1, 2).to(table.dtype)
+    columns = torch.einsum("bxw,hwc->bhxc", resample(left, width), grid)
+    crops = torch.einsum("byh,bhxc->byxc", resample(top, height), columns)
+    return crops.flatten(1, 2).to(table.dtype)
 
 
 class MammutVisionEmbeddings(nn.Module):
@@ -720,6 +719,22 @@ class MammutModel(MammutPreTrainedModel):
         )
 
 
+def select_images(image_tokens: torch.Tensor, image_index: torch.LongTensor) -> torch.Tensor:
+    """Tokens of the image that every text asks about; of shape `(num_texts, num_tokens, hidden_size)`.
+
+    Raises:
+        ValueError: If an index names no image.
+    """
+    if image_index.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would stall the queue
+        smallest, largest = image_index.min().item(), image_index.max().item()
+        if smallest < 0 or largest >= len(image_tokens):
+            raise ValueError(
+                f"`image_index` must lie between 0 and {len(image_tokens) - 1}, the last image; got indices from {smallest} "
+                f"to {largest}."
+            )
+    return image_tokens[image_index.to(image_tokens.device)]
+
+
 class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMixin):
     """Captions, answers and video answers: [`MammutModel`] with a vocabulary head, trained with the joint loss.
 
@@ -853,7 +868,7 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
                     "`image_index` lets texts share images, which a contrastive loss would take for negatives: set "
                     "`contrastive_loss_weight` to 0."
                 )
-            image_tokens = image_tokens[image_index]
+            image_tokens = select_images(image_tokens, image_index)
         texts = input_ids if inputs_embeds is None else inputs_embeds
         if image_tokens is not None and texts is not None and len(texts) != len(image_tokens):
             raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {len(texts)} texts.")
@@ -975,7 +990,7 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
             features = self.get_image_features(**visual, interpolate_pos_encoding=interpolate_pos_encoding)
             pixel_values, image_tokens = None, features.image_tokens
         if image_index is not None and image_tokens is not None:
-            image_tokens = image_tokens[image_index.to(image_tokens.device)]
+            image_tokens = select_images(image_tokens, image_index)
         return super().generate(inputs, pixel_values, image_tokens, interpolate_pos_encoding, **kwargs)
 
 

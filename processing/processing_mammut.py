@@ -1,6 +1,7 @@
 """Processor of MaMMUT: images, videos, texts, and questions with answers."""
 
 import torch
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -80,6 +81,8 @@ class MammutProcessor(ProcessorMixin):
             raise ValueError("Pass either `images` or `videos`, got both.")
         if text is not None and questions is not None:
             raise ValueError("Pass either `text` or `questions`, got both.")
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
         if answers is not None and questions is None:
             raise ValueError("`answers` need `questions`.")
         data: dict = {}
@@ -106,13 +109,23 @@ class MammutProcessor(ProcessorMixin):
         for index, clip in enumerate(split_clips(videos)):
             frames = read_frames(clip, num_frames, fps)
             check_images(frames, name=f"videos[{index}]")
-            clips.append(self.image_processor(frames, return_tensors="pt")["pixel_values"])
+            # Resizing and cropping cost more than all else, also where they change nothing.
+            fits = {} if self._must_resize(frames) else {"do_resize": False, "do_center_crop": False}
+            clips.append(self.image_processor(frames, return_tensors="pt", **fits)["pixel_values"])
         if len({len(clip) for clip in clips}) > 1:
             raise ValueError(
                 f"`videos` have {sorted({len(clip) for clip in clips})} frames; a batch needs equally many. Set "
                 "`num_frames`."
             )
         return torch.stack(clips)  # (batch, frames, channels, height, width)
+
+    def _must_resize(self, frames: list) -> bool:
+        """Whether frames have another size than the image processor makes."""
+        size, crop = self.image_processor.size, self.image_processor.crop_size
+        final = (size.get("shortest_edge"),) * 2
+        if (crop["height"], crop["width"]) != final:
+            return True
+        return any(not isinstance(frame, Image.Image) or frame.size != final for frame in frames)
 
     def _tokenize_questions(self, questions, answers, padding) -> dict:
         questions = [questions] if isinstance(questions, str) else list(questions)

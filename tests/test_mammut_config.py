@@ -109,7 +109,9 @@ def test_round_trip(tmp_path, mammut_variant):
         (lambda: tiny_mammut_config(vision_config={"image_size": 18}), "image_size.*18 and 4"),
         (lambda: tiny_mammut_config(text_config={"cross_attn_offset": 4}), "cross_attn_offset.*4 layers, got 4"),
         (lambda: tiny_mammut_config(vision_config={"tubes": [[[8, 8], [1, 1, 1], [0, 0, 0]]]}), r"tubes\[0\]"),
+        (lambda: tiny_mammut_config(vision_config={"use_tubes": True, "tubes": []}), "`use_tubes` needs at least one"),
         (lambda: tiny_mammut_config(focal_gamma=-1.0), "focal_gamma"),
+        (lambda: tiny_mammut_config("laion", use_logit_bias=True), "`use_logit_bias` belongs to the focal loss"),
         (lambda: tiny_mammut_config("laion", text_config={"pad_token_id": None}), "pad_token_id"),
     ],
 )

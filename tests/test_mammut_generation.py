@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import set_seed
+from transformers import DynamicCache, EncoderDecoderCache, set_seed
 
 from tests.conftest import random_batch, tiny_mammut
 
@@ -47,6 +47,13 @@ def test_every_mode_equals_its_cacheless_run(mammut_variant, mode, prefix):
     set_seed(0)
     options.pop("cache_implementation", None)
     assert cached.tolist() == model.generate(**inputs, **options, use_cache=False).tolist()
+
+
+def test_an_empty_cache_changes_nothing():
+    model = tiny_mammut(text_config={"bidirectional_prefix": True})
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    given = model.generate(PROMPTS, images(), past_key_values=cache, **NO_EOS)
+    assert given.tolist() == model.generate(PROMPTS, images(), **NO_EOS).tolist()
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -104,6 +111,10 @@ def test_videos_caption_and_answer_as_images_do():
     [
         ({}, r"`pixel_values` .*is missing"),
         ({"pixel_values": images(2), "inputs": PROMPTS}, r"3 prompts and 2 images"),
+        (
+            {"pixel_values": images(2), "inputs": PROMPTS, "image_index": torch.tensor([0, 1, 2])},
+            r"`image_index` must lie between 0 and 1, .* from 0 to 2",
+        ),
         ({"pixel_values": images(1), "max_new_tokens": 40}, r"context is 12 tokens"),
         (
             {"pixel_values": images(1), "pixel_values_videos": torch.zeros(1, 8, 3, 16, 16)},

@@ -125,6 +125,7 @@ def test_round_trip(processor, tmp_path):
         ({"questions": ["word " * 60]}, r"`questions\[0\]` takes \d+ tokens.*context is 40"),
         ({"questions": []}, "`questions` is empty"),
         ({"videos": []}, "`videos` is empty"),
+        ({"videos": frames(2), "num_frames": 0}, "`num_frames` must be at least 1, got 0"),
         ({"videos": "missing.mp4"}, r"no file missing\.mp4"),
         ({"videos": 5}, "`videos` must be a path"),
         ({"videos": [np.zeros((4, 16, 16, 2), dtype=np.uint8)]}, r"`videos\[0\]\[0\]` has shape \(16, 16, 2\)"),

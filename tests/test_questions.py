@@ -14,12 +14,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerState
 
 from tests.conftest import tiny_mammut, tiny_mammut_processor
 from triptych.metrics import vqa_accuracy
 from triptych.metrics.vqa_accuracy import answer_accuracy, normalize_answer
 from triptych.training.easy_vqa import load_easy_vqa
+from triptych.training.finetuning import ModelArguments, SamplerEpoch, load_or_build
 from triptych.training.moving_emoji import (
     DIRECTIONS,
     EMOJIS,
@@ -95,11 +96,12 @@ def test_easy_vqa_is_the_published_one():
 
 
 def write_vqa(folder: Path, count: int = 24) -> Path:
-    """Squares of one colour and a question, as VQAv2 stores them, in a parquet file."""
+    """Eight squares of one colour with three questions each, as VQAv2 stores them, in a parquet file."""
     rng = random.Random(0)
     rows = []
     for index in range(count):
-        name, colour = rng.choice([("red", (220, 30, 30)), ("blue", (30, 30, 220))])
+        shade = index // 3 * 4
+        name, colour = [("red", (220, 30, shade)), ("blue", (30, shade, 220))][shade % 8 // 4]
         path = folder / f"{index}.png"
         Image.new("RGB", (16, 16), colour).save(path)
         rows.append(
@@ -130,7 +132,10 @@ def test_data_sets_in_vqav2s_layout(tmp_path):
     assert len(item["answers"]) == 4
     assert item["answer_type"] == "other"
     assert item["image"].mode == "RGB"
-    assert len(set(QuestionDataset(data["train"]).groups())) == 2  # the same pixels are the same image
+    # The same pixels are the same image, and no image has questions on both sides.
+    train, test = (set(QuestionDataset(data[split]).groups()) for split in ("train", "test"))
+    assert (len(train), len(test)) == (6, 2)
+    assert not train & test
     with pytest.raises(ValueError, match="`question_column='question'` is not a column"):
         load_questions(str(folder))
 
@@ -232,6 +237,27 @@ def test_answers_do_not_depend_on_the_batch():
     assert len(set(one)) > 1
 
 
+def test_a_checkpoint_takes_no_misspelt_override(tmp_path):
+    processor = tiny_mammut_processor()
+    tiny_mammut(text_config={"vocab_size": len(processor.tokenizer)}).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    args = ModelArguments(str(tmp_path), config_overrides='{"text_config": {"bidirectional_prefx": true}}')
+    with pytest.raises(ValueError, match="`bidirectional_prefx` is not a field of MammutTextConfig"):
+        load_or_build(args, [])
+    args.config_overrides = '{"text_config": {"bidirectional_prefix": true}}'
+    model, _ = load_or_build(args, [])
+    assert model.config.text_config.bidirectional_prefix
+    assert model.config.text_config.hidden_size == 32
+
+
+def test_a_resumed_epoch_has_its_own_order():
+    sampler = GroupedSampler(range(50), group_size=1)
+    SamplerEpoch(sampler).on_epoch_begin(None, TrainerState(epoch=3.4), None)
+    resumed = list(sampler)
+    sampler.set_epoch(3)
+    assert list(sampler) == resumed
+
+
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "examples" / script), *arguments]
@@ -255,7 +281,7 @@ def test_the_vqa_script_trains_reports_and_leaves_a_repository(tmp_path):
     results = json.loads((output / "eval_results.json").read_text())
     assert set(results) == {"vqa_accuracy", "vqa_accuracy_other", "num_questions"}
     rows = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
-    assert len(rows) == results["num_questions"] == 2
+    assert len(rows) == results["num_questions"] == 3
     assert "| other |" in result.stdout
     card = (output / "README.md").read_text()
     assert "vqa_accuracy" in card
@@ -299,6 +325,7 @@ def test_bad_requests_end_with_one_clear_line(tmp_path):
         (["--config_overrides", "{"], "`config_overrides` is not JSON"),
         (["--preset", "mammut-huge"], "Unknown preset 'mammut-huge'"),
         (["--config_overrides", '{"text_config": {"widht": 3}}'], "`widht` is not a field of MammutTextConfig"),
+        (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` must be 0, got 0.1"),
     ):
         result = run("finetune_vqa.py", "--output_dir", str(tmp_path / "bad"), *arguments)
         assert result.returncode != 0

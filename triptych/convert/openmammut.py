@@ -13,7 +13,6 @@ OPENMAMMUT = OpenClipLayout(
     name="openMaMMUT",
     exact={
         "logit_scale": "model.logit_scale",
-        "logit_bias": "model.logit_bias",
         "map_viz2txt_kv": "model.vision_to_text_projection.weight",
         "visual.proj": "model.visual_projection.weight",
         "visual.conv1.weight": "model.vision_model.embeddings.patch_embedding.weight",
@@ -40,10 +39,14 @@ OPENMAMMUT = OpenClipLayout(
 def convert_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Translate openMaMMUT parameters into those of [`MammutForConditionalGeneration`].
 
+    A `logit_bias` (runs started with `--siglip`) is left out: the loss of those runs never added it.
+
     Raises:
         ValueError: If a parameter belongs to no openMaMMUT.
     """
-    return OPENMAMMUT.convert_state_dict(state_dict)
+    return OPENMAMMUT.convert_state_dict(
+        {name: value for name, value in state_dict.items() if not name.endswith("logit_bias")}
+    )
 
 
 def convert_config(

@@ -62,7 +62,10 @@ _CONTRACTIONS = {
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer as the VQA challenge compares it.
+    """An answer as the VQA challenge compares it; true answers are treated alike.
+
+    The official script (GT-Vision-Lab/VQA) leaves capitals, number words and articles of true answers as they are, and
+    unanimous true answers wholly raw, so that "t-shirt" never matches ten times "t-shirt". Here it does.
 
     Punctuation between digits or at a word's edge disappears, elsewhere it parts words; periods stay in decimal numbers only;
     number words become digits; articles go; contractions get their apostrophes back.

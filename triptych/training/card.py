@@ -1,10 +1,11 @@
 """What a model card says about a training run. Every number in it was measured by that run."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel, SchedulerType, TrainingArguments
+from transformers import PreTrainedModel, SchedulerType, Trainer
 
 from triptych.hub import describe_machine
 from triptych.training import easy_vqa, openmoji
@@ -25,7 +26,7 @@ _SOURCES = {
 }
 
 _QUESTION_USAGE = """\
-inputs = processor(images=Image.open("picture.png"), questions="{question}", return_tensors="pt")
+inputs = processor(images=Image.open("picture.png"), questions={question}, return_tensors="pt")
 ids = model.generate(**inputs, max_new_tokens=10)
 print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
@@ -107,16 +108,14 @@ _QUESTION_DATA = {
 
 
 def question_card(
-    model: PreTrainedModel,
-    metrics: dict[str, float],
-    arguments: dict[str, Any],
-    training_args: TrainingArguments,
-    minutes: float,
+    trainer: Trainer, metrics: dict[str, float], arguments: dict[str, Any], minutes: float
 ) -> dict[str, Any]:
     """Fields of the card template for a run of `examples/finetune_vqa.py` or `examples/finetune_video_qa.py`."""
+    model, training_args, state = trainer.model, trainer.args, trainer.state
+    batch_size = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
     dataset = arguments["dataset"]
     license_id, statement = _QUESTION_DATA.get(dataset, ("unknown", f"Trained on {dataset}; see its own licence."))
-    usage = _QUESTION_USAGE.format(question=arguments["example_question"])
+    usage = _QUESTION_USAGE.format(question=json.dumps(arguments["example_question"]))
     if arguments["kind"] == "video":
         usage = usage.replace('images=Image.open("picture.png")', 'videos="clip.mp4"')
     name = Path(str(training_args.output_dir)).resolve().name
@@ -133,7 +132,7 @@ def question_card(
         ),
         "training": {
             "data": f"{dataset}, training split",
-            "epochs and batch": f"{training_args.num_train_epochs:g} epochs, batch {training_args.train_batch_size}",
+            "epochs and batch": f"{state.epoch:g} epochs ({state.global_step} steps), batch {batch_size}",
             "optimiser": (
                 f"AdamW, peak learning rate {training_args.learning_rate:g}, weight decay {training_args.weight_decay:g}, "
                 f"{SchedulerType(training_args.lr_scheduler_type).value} schedule"

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
-from transformers import AutoProcessor, CLIPImageProcessor, Trainer, TrainingArguments
+from transformers import AutoProcessor, CLIPImageProcessor, Trainer, TrainerCallback, TrainingArguments
 
 from triptych.hub import save_repository
+from triptych.modeling.configuration_base import merge_fields
 from triptych.modeling.configuration_mammut import MammutConfig
 from triptych.modeling.modeling_mammut import MammutForConditionalGeneration
 from triptych.processing.processing_mammut import QUESTION_TEMPLATE, MammutProcessor
@@ -67,6 +68,7 @@ class QuestionTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = True
     remove_unused_columns: bool = False
     report_to: str = "none"
+    ddp_find_unused_parameters: bool | None = True  # the contrastive side has no gradient
     bf16: bool = best_precision() == "bf16"
     use_cpu: bool = not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
     seed: int = 0
@@ -74,6 +76,20 @@ class QuestionTrainingArguments(TrainingArguments):
         default=5,
         metadata={"help": "Most questions of an image or clip that share it in a training batch; 1: fully shuffled."},
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor` must be 0, got {self.label_smoothing_factor}: the model computes its own loss."
+            )
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs but one process, which would split images and questions apart: start the script with "
+                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+            )
+        if str(self.resume_from_checkpoint).lower() == "true":
+            self.resume_from_checkpoint = True  # the last one in output_dir
 
 
 def load_or_build(
@@ -94,15 +110,11 @@ def load_or_build(
     except json.JSONDecodeError as error:
         raise ValueError(f"`config_overrides` is not JSON: {error}: {args.config_overrides!r}.") from error
     changes: dict[str, Any] = {"contrastive_loss_weight": 0.0, **(overrides or {})}
-    for key, value in asked.items():
-        changes[key] = {**changes.get(key, {}), **value} if isinstance(value, dict) else value
+    changes = merge_fields(MammutConfig, changes, asked)
     if args.model_name_or_path is not None:
         config = MammutConfig.from_pretrained(args.model_name_or_path)
         had_tubes = config.vision_config.use_tubes
-        changed = config.to_dict()
-        for key, value in changes.items():
-            changed[key] = {**changed[key], **value} if isinstance(value, dict) else value
-        config = MammutConfig.from_dict(changed)
+        config = MammutConfig.from_dict(merge_fields(MammutConfig, config.to_dict(), changes))
         model = MammutForConditionalGeneration.from_pretrained(
             args.model_name_or_path, config=config, dtype=torch.float32
         )
@@ -127,6 +139,16 @@ def load_or_build(
     return model, processor
 
 
+class SamplerEpoch(TrainerCallback):
+    """Tell the sampler its epoch: behind a resumed, sharded loader accelerate does not reach it."""
+
+    def __init__(self, sampler: GroupedSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.set_epoch(int(state.epoch))
+
+
 class QuestionTrainer(Trainer):
     """transformers' trainer, whose evaluation answers the questions and compares the words.
 
@@ -146,7 +168,9 @@ class QuestionTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        return GroupedSampler(dataset.groups(), self.args.questions_per_image, self.args.seed)
+        sampler = GroupedSampler(dataset.groups(), self.args.questions_per_image, self.args.seed)
+        self.add_callback(SamplerEpoch(sampler))
+        return sampler
 
     def answer(self, dataset: Dataset) -> list[str]:
         """Answers to all questions of a data set, on every process."""
@@ -221,7 +245,7 @@ def save_questions_repository(
         "training_log.jsonl": "".join(json.dumps(row) + "\n" for row in log),
         "answers.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
     }
-    card = question_card(trainer.model, results, {**asdict(model_args), **arguments}, trainer.args, minutes)
+    card = question_card(trainer, results, {**asdict(model_args), **arguments}, minutes)
     save_repository(folder, trainer.model, trainer.processing_class, card, extra_files)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

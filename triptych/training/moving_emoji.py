@@ -47,7 +47,7 @@ def _scene(seed: str, held_out: bool) -> dict[str, Any]:
     along, across = rng.uniform(0.42, 0.58), rng.uniform(0.2, 0.8)
     dx, dy = DIRECTIONS[direction]
     center = (along, across) if dx else (across, along)
-    # Beside the way, one in each half of it.
+    # Beside the way, one in each half of it; what moves may cover a part of them.
     side = (across + 0.45) % 0.8 + 0.1
     halves = [0.2, 0.8]
     rng.shuffle(halves)

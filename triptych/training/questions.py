@@ -86,10 +86,6 @@ def load_questions(
             raise ValueError(
                 f"`{argument}={column!r}` is not a column of {name!r}; it has {', '.join(data['train'].column_names)}."
             )
-    if eval_split not in data:
-        parts = data["train"].train_test_split(test_size=eval_fraction, seed=seed)
-        data = DatasetDict(train=parts["train"], test=parts["test"])
-        eval_split = "test"
 
     def columns(row: dict[str, Any]) -> dict[str, Any]:
         answers = _answers_of(row[answer_column])
@@ -100,10 +96,20 @@ def load_questions(
 
     splits = {}
     for target, source in (("train", "train"), ("test", eval_split)):
+        if source not in data:
+            continue
         split = data[source].cast_column(image_column, datasets.Image(decode=False))
         split = split.rename_column(image_column, "image") if image_column != "image" else split
-        unused = [column for column in split.column_names if column != "image"]
-        splits[target] = split.map(columns, remove_columns=unused, desc=f"{target} questions")
+        texts = split.map(columns, remove_columns=split.column_names, desc=f"{target} questions")
+        splits[target] = datasets.concatenate_datasets([split.select_columns("image"), texts], axis=1)
+    if "test" not in splits:
+        ids = splits["train"]["image_id"]
+        images = sorted(set(ids))
+        held_out = set(random.Random(seed).sample(images, max(1, round(eval_fraction * len(images)))))
+        rows: dict[bool, list[int]] = {False: [], True: []}
+        for row, image_id in enumerate(ids):
+            rows[image_id in held_out].append(row)
+        splits = {"train": splits["train"].select(rows[False]), "test": splits["train"].select(rows[True])}
     return DatasetDict(splits)
 
 
