@@ -64,6 +64,11 @@ def test_clips_are_their_frames(processor):
         found = processor(videos=other, return_tensors="pt")["pixel_values_videos"]
         torch.testing.assert_close(found[0], alone, atol=1e-6, rtol=0)
     assert processor(videos=[clip, clip], return_tensors="pt")["pixel_values_videos"].shape[0] == 2
+    noise = np.random.default_rng(0)
+    for size in ((16, 16), (20, 16), (24, 24)):  # also where resizing or cropping would change nothing
+        clip = [Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(4)]
+        alone = processor(images=clip, return_tensors="pt")["pixel_values"]
+        assert torch.equal(processor(videos=clip, return_tensors="pt")["pixel_values_videos"][0], alone)
 
 
 def test_frames_are_sampled_uniformly(processor):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel, SchedulerType, Trainer
+from transformers import PreTrainedModel, SchedulerType, TrainerState, TrainingArguments
 
 from triptych.hub import describe_machine
 from triptych.training import easy_vqa, openmoji
@@ -108,10 +108,14 @@ _QUESTION_DATA = {
 
 
 def question_card(
-    trainer: Trainer, metrics: dict[str, float], arguments: dict[str, Any], minutes: float
+    model: PreTrainedModel,
+    metrics: dict[str, float],
+    arguments: dict[str, Any],
+    training_args: TrainingArguments,
+    state: TrainerState,
+    minutes: float,
 ) -> dict[str, Any]:
     """Fields of the card template for a run of `examples/finetune_vqa.py` or `examples/finetune_video_qa.py`."""
-    model, training_args, state = trainer.model, trainer.args, trainer.state
     batch_size = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
     dataset = arguments["dataset"]
     license_id, statement = _QUESTION_DATA.get(dataset, ("unknown", f"Trained on {dataset}; see its own licence."))

@@ -77,7 +77,7 @@ class QuestionTrainingArguments(TrainingArguments):
         metadata={"help": "Most questions of an image or clip that share it in a training batch; 1: fully shuffled."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.label_smoothing_factor:
             raise ValueError(
@@ -88,8 +88,6 @@ class QuestionTrainingArguments(TrainingArguments):
                 f"{self.n_gpu} GPUs but one process, which would split images and questions apart: start the script with "
                 "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
             )
-        if str(self.resume_from_checkpoint).lower() == "true":
-            self.resume_from_checkpoint = True  # the last one in output_dir
 
 
 def load_or_build(
@@ -215,7 +213,9 @@ def train_on_questions(
         train_dataset=train_set,
         eval_dataset=eval_set,
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    asked = training_args.resume_from_checkpoint
+    last = str(asked).lower() == "true"  # `--resume_from_checkpoint True`: the last one in output_dir
+    trainer.train(resume_from_checkpoint=True if last else asked)
     return trainer
 
 
@@ -239,13 +239,14 @@ def save_questions_repository(
     ]
     log = trainer.state.log_history
     minutes = next((row["train_runtime"] for row in log if "train_runtime" in row), math.nan) / 60
+    arguments = {**asdict(model_args), **arguments}
     extra_files = {
         "eval_results.json": results,
-        "training_arguments.json": {**asdict(model_args), **arguments, "seed": trainer.args.seed},
+        "training_arguments.json": {**arguments, "seed": trainer.args.seed},
         "training_log.jsonl": "".join(json.dumps(row) + "\n" for row in log),
         "answers.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
     }
-    card = question_card(trainer, results, {**asdict(model_args), **arguments}, minutes)
+    card = question_card(trainer.model, results, arguments, trainer.args, trainer.state, minutes)
     save_repository(folder, trainer.model, trainer.processing_class, card, extra_files)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
