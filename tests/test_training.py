@@ -18,7 +18,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from tests.conftest import tiny_model, tiny_processor
+from tests.conftest import tiny_mammut, tiny_mammut_processor, tiny_model, tiny_processor
+from tests.test_hub import CARD
+from triptych import hub
 from triptych.training.data import ImageCaptionDataset, PairCollator, load_pairs
 from triptych.training.evaluation import evaluate_pairs, retrieval_ranks, retrieval_recalls, word_f1
 from triptych.training.optimization import clamp_logit_scale, weight_decay_groups
@@ -132,6 +134,26 @@ def test_the_report_shows_the_split_that_training_held_out(finished):
 def losses_so_far(output_dir: Path) -> list[str]:
     """Complete lines only: the run may be writing."""
     return (output_dir / "training_log.jsonl").read_text().split("\n")[:-1]
+
+
+def test_the_report_shows_answers_of_a_second_repository(finished, tmp_path):
+    processor = tiny_mammut_processor(max_length=80)
+    model = tiny_mammut(text_config={"vocab_size": len(processor.tokenizer), "max_position_embeddings": 80})
+    arguments = {
+        "dataset": "easy-vqa", "dataset_config": None, "image_column": "image", "question_column": "question",
+        "answer_column": "answers", "answer_type_column": "answer_type", "eval_split": "test", "max_answer_tokens": 4,
+        "seed": 0,
+    }  # fmt: skip
+    results = {"vqa_accuracy": 0.5, "vqa_accuracy_shape": 0.25, "num_questions": 9673}
+    extra_files = {"training_arguments.json": arguments, "eval_results.json": results}
+    hub.save_repository(tmp_path / "questions", model, processor, CARD, extra_files)
+    script = [sys.executable, str(ROOT / "examples" / "report.py"), str(finished), "--num_captions", "2"]
+    result = run([*script, "--questions", str(tmp_path / "questions"), "--num_questions", "5"])
+    assert result.returncode == 0, result.stderr
+    html = (finished / "report.html").read_text()
+    assert html.count('class="card') == 2 + 5
+    assert html.count("?</div>") == 5
+    assert "<td>shape</td><td>0.2500</td>" in html
 
 
 def test_the_script_runs_on_two_processes(pictures, tmp_path):
