@@ -123,6 +123,17 @@ def test_the_order_of_frames_matters_to_tubes():
     assert (forth - back).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_clips_in_half_precision(dtype):
+    model = tiny_mammut("video")
+    clips = torch.randn(2, 8, 3, 16, 16)
+    expected = model.get_video_features(clips).pooler_output
+    found = model.to(dtype).get_video_features(clips.to(dtype)).pooler_output
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
+
+
 def test_videos_and_texts_train_together():
     model = tiny_mammut("video").train()
     ids = torch.randint(3, 64, (2, 7))

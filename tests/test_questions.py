@@ -316,7 +316,7 @@ def test_the_video_script_trains_both_models_and_prints_both_tables(tmp_path):
     assert "the middle frame alone" in result.stdout
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
     assert model.config.vision_config.use_tubes
-    assert AutoProcessor.from_pretrained(tmp_path / "run").num_frames == 32
+    assert AutoProcessor.from_pretrained(tmp_path / "run").num_frames == 16
     assert json.loads((tmp_path / "run" / "one_frame_results.json").read_text())["num_questions"] == 6
 
 

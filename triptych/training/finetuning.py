@@ -59,7 +59,7 @@ class QuestionTrainingArguments(TrainingArguments):
     adam_beta2: float = 0.98
     per_device_train_batch_size: int = 256
     per_device_eval_batch_size: int = 256
-    num_train_epochs: float = 10.0
+    num_train_epochs: float = 8.0
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
     save_total_limit: int | None = 1
