@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 from tests.conftest import random_batch, tiny_mammut, tiny_mammut_config
 from triptych import MammutConfig, MammutForConditionalGeneration, MammutModel, MammutTextModel, MammutVisionModel
 from triptych.convert.openmammut import convert_config, convert_state_dict
-from triptych.modeling.modeling_mammut import crop_positions, random_position_crops
+from triptych.modeling.cropped_positions import crop_positions, random_position_crops
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
