@@ -4,22 +4,13 @@ python benchmarks/captioning_cache.py --preset grr-coca-base --num_images 4 --ne
 """
 
 import argparse
-import time
+from functools import partial
 
 import torch
 
+from timing import median_seconds
 from triptych import GRR_COCA_PRESETS, GrrCocaConfig, GrrCocaForConditionalGeneration
 from triptych.hub import describe_machine
-
-
-def median_seconds(function, repeats: int) -> float:
-    function()  # warm-up
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return sorted(times)[len(times) // 2]
 
 
 def main() -> None:
@@ -37,19 +28,24 @@ def main() -> None:
     length = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens}
     print(f"{args.preset}, {args.num_images} images, {args.new_tokens} tokens, fp32, {describe_machine()}")
 
-    def run(**options) -> float:
-        return median_seconds(lambda: model.generate(pixel_values=pixel_values, **length, **options), args.repeats)
+    def generate(num_beams: int, use_cache: bool) -> None:
+        model.generate(pixel_values=pixel_values, **length, num_beams=num_beams, use_cache=use_cache)
 
     print(f"{'search':<10} {'cache':>10} {'no cache':>10} {'ratio':>7}")
     for name, beams in (("greedy", 1), ("6 beams", 6)):
-        cached, uncached = run(num_beams=beams), run(num_beams=beams, use_cache=False)
+        functions = {"cache": partial(generate, beams, True), "no cache": partial(generate, beams, False)}
+        seconds = median_seconds(functions, args.repeats)
+        cached, uncached = seconds["cache"], seconds["no cache"]
         print(f"{name:<10} {cached:>8.3f} s {uncached:>8.3f} s {uncached / cached:>6.1f}x")
 
+    expanded = pixel_values.repeat_interleave(6, dim=0)
+    functions = {
+        "once": lambda: model.get_image_features(pixel_values),
+        "per beam": lambda: model.get_image_features(expanded),
+    }
     with torch.no_grad():
-        encode = median_seconds(lambda: model.get_image_features(pixel_values), args.repeats)
-        expanded = pixel_values.repeat_interleave(6, dim=0)
-        encode_expanded = median_seconds(lambda: model.get_image_features(expanded), args.repeats)
-    print(f"encoding images once instead of once per beam (6): {encode_expanded / encode:.1f}x less")
+        seconds = median_seconds(functions, args.repeats)
+    print(f"encoding images once instead of once per beam (6): {seconds['per beam'] / seconds['once']:.1f}x less")
 
 
 if __name__ == "__main__":

@@ -4,27 +4,14 @@ python benchmarks/training_step.py --size base --batch_size 4
 """
 
 import argparse
-import time
 
 import torch
 from torch import nn
 
+from timing import median_seconds
 from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration
 from triptych.hub import describe_machine
 from triptych.modeling.losses import captioning_loss
-
-
-def median_seconds(functions: dict, repeats: int) -> dict[str, float]:
-    """Median time of each function, taken in turns so that a busy moment meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()  # warm-up
-    for _ in range(repeats):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - started)
-    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
 def main() -> None:

@@ -4,25 +4,12 @@ python benchmarks/two_passes.py --preset mammut-base --bf16
 """
 
 import argparse
-import time
 
 import torch
 
+from timing import median_seconds
 from triptych import MAMMUT_PRESETS, MammutConfig, MammutForConditionalGeneration, MammutVisionModel
 from triptych.hub import describe_machine
-
-
-def median_seconds(functions: dict, repeats: int) -> dict[str, float]:
-    """Median time of each function, taken in turns so that a busy moment meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()  # warm-up
-    for _ in range(repeats):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - started)
-    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
 def main() -> None:

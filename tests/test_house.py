@@ -11,6 +11,12 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = [
+    path
+    for folder in ("examples", "benchmarks")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "__main__" in path.read_text(encoding="utf-8")
+]
 TRAVELLING = sorted(path for folder in ("modeling", "processing") for path in (ROOT / folder).glob("*.py"))
 ALLOWED = {"torch", "transformers", "huggingface_hub", "PIL"} | sys.stdlib_module_names
 
@@ -55,9 +61,7 @@ def test_configuration_files_keep_their_field_checks():
             assert "from __future__" not in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "path", sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_script_explains_itself(path):
     result = subprocess.run(
         [sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=120, check=False
