@@ -4,8 +4,8 @@
     python examples/finetune_vqa.py --output_dir outputs/vqa --model_name_or_path outputs/demo --num_train_epochs 1
     accelerate launch examples/finetune_vqa.py --output_dir outputs/mine --dataset name/of-questions --eval_split validation
 
-The question is the prompt; only the answer is supervised; answers are generated, not picked from a list. All arguments of
-transformers' Trainer are accepted.
+The question is the prompt; only the answer is supervised; answers are generated, not picked from a list. The arguments of
+transformers' Trainer are accepted, except label smoothing.
 """
 
 import json

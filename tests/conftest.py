@@ -1,14 +1,18 @@
 """Tiny models and processors shared by the tests. Nothing here, and no test, reaches the network."""
 
 import os
+import re
+from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPImageProcessor
 from transformers.utils import logging
 
@@ -227,3 +231,28 @@ def tiny_mammut_processor(max_length: int = 40, **kwargs) -> triptych.MammutProc
 @pytest.fixture(params=list(MAMMUT_VARIANTS))
 def mammut_variant(request) -> str:
     return request.param
+
+
+def write_clip(path: Path, num_frames: int = 20) -> None:
+    """A video file of 10 frames per second whose frames of 32 x 32 pixels grow brighter by 8 levels each, from 40."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 2_000_000
+        for index in range(num_frames):
+            picture = np.full((32, 32, 3), 40 + 8 * index, dtype=np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def run_card_snippet(repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the code that a finished repository's card shows, in a folder with a picture and a clip of the card's names."""
+    Image.new("RGB", (40, 30)).save(folder / "picture.png")
+    write_clip(folder / "clip.mp4")
+    monkeypatch.chdir(folder)
+    (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(re.sub(r'repo = ".+?"', f"repo = {str(repository)!r}", code), {})

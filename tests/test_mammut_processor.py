@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from tests.conftest import tiny_mammut_processor
+from tests.conftest import tiny_mammut_processor, write_clip
 from triptych.processing.video_frames import frame_indices
 
 
@@ -89,19 +89,8 @@ def test_frames_at_a_rate():
 
 
 def test_video_files(processor, tmp_path):
-    av = pytest.importorskip("av")
     path = tmp_path / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width = stream.height = 32
-        stream.pix_fmt = "yuv420p"
-        stream.bit_rate = 2_000_000
-        for index in range(20):
-            picture = np.full((32, 32, 3), 40 + 8 * index, dtype=np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+    write_clip(path)
     uniform = processor(videos=str(path), return_tensors="pt")["pixel_values_videos"]
     assert levels(uniform[0], processor) == pytest.approx([40 + 8 * index for index in (2, 7, 12, 17)], abs=4)
     at_rate = processor(videos=[path], fps=2, return_tensors="pt")["pixel_values_videos"]

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerState
 
-from tests.conftest import tiny_mammut, tiny_mammut_processor
+from tests.conftest import run_card_snippet, tiny_config, tiny_mammut, tiny_mammut_processor
 from triptych.metrics import vqa_accuracy
 from triptych.metrics.vqa_accuracy import answer_accuracy, normalize_answer
 from triptych.training.easy_vqa import load_easy_vqa
@@ -250,6 +250,12 @@ def test_a_checkpoint_takes_no_misspelt_override(tmp_path):
     assert model.config.text_config.hidden_size == 32
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"`model_name_or_path` must be a MaMMUT checkpoint, .* is 'grr_coca'"):
+        load_or_build(ModelArguments(str(tmp_path)), [])
+
+
 def test_a_resumed_epoch_has_its_own_order():
     sampler = GroupedSampler(range(50), group_size=1)
     SamplerEpoch(sampler).on_epoch_begin(None, TrainerState(epoch=3.4), None)
@@ -270,7 +276,7 @@ TINY = {
 }
 
 
-def test_the_vqa_script_trains_reports_and_leaves_a_repository(tmp_path):
+def test_the_vqa_script_trains_reports_and_leaves_a_repository(tmp_path, monkeypatch, capsys):
     folder, output = write_vqa(tmp_path), tmp_path / "run"
     result = run(
         "finetune_vqa.py", "--output_dir", str(output), "--dataset", str(folder), "--question_column", "query",
@@ -283,9 +289,9 @@ def test_the_vqa_script_trains_reports_and_leaves_a_repository(tmp_path):
     rows = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == results["num_questions"] == 3
     assert "| other |" in result.stdout
-    card = (output / "README.md").read_text()
-    assert "vqa_accuracy" in card
-    assert "questions=" in card
+    assert "| vqa_accuracy |" in (output / "README.md").read_text()
+    run_card_snippet(output, tmp_path, monkeypatch)
+    assert capsys.readouterr().out.startswith("['")
     assert not list(output.glob("checkpoint-*"))
     model = AutoModelForImageTextToText.from_pretrained(output)
     processor = AutoProcessor.from_pretrained(output)
@@ -303,7 +309,7 @@ def test_the_vqa_script_trains_reports_and_leaves_a_repository(tmp_path):
     assert len(processor.tokenizer) == again.config.text_config.vocab_size
 
 
-def test_the_video_script_trains_both_models_and_prints_both_tables(tmp_path):
+def test_the_video_script_trains_both_models_and_prints_both_tables(tmp_path, monkeypatch, capsys):
     tiny = {**TINY, "vision_config": {**TINY["vision_config"], "image_size": 48}}
     tubes = [[[8, 16, 16], [8, 16, 16], [0, 0, 0]]]
     result = run(
@@ -318,15 +324,22 @@ def test_the_video_script_trains_both_models_and_prints_both_tables(tmp_path):
     assert model.config.vision_config.use_tubes
     assert AutoProcessor.from_pretrained(tmp_path / "run").num_frames == 16
     assert json.loads((tmp_path / "run" / "one_frame_results.json").read_text())["num_questions"] == 6
+    run_card_snippet(tmp_path / "run", tmp_path, monkeypatch)
+    assert capsys.readouterr().out.startswith("['")
 
 
-def test_bad_requests_end_with_one_clear_line(tmp_path):
-    for arguments, message in (
-        (["--config_overrides", "{"], "`config_overrides` is not JSON"),
-        (["--preset", "mammut-huge"], "Unknown preset 'mammut-huge'"),
-        (["--config_overrides", '{"text_config": {"widht": 3}}'], "`widht` is not a field of MammutTextConfig"),
-        (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` must be 0, got 0.1"),
-    ):
-        result = run("finetune_vqa.py", "--output_dir", str(tmp_path / "bad"), *arguments)
-        assert result.returncode != 0
-        assert message in result.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("vqa", ["--config_overrides", "{"], "`config_overrides` is not JSON"),
+        ("vqa", ["--preset", "mammut-huge"], "Unknown preset 'mammut-huge'"),
+        ("vqa", ["--config_overrides", '{"text_config": {"widht": 3}}'], "`widht` is not a field of MammutTextConfig"),
+        ("vqa", ["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` must be 0, got 0.1"),
+        ("video_qa", ["--tubes", "[["], "`tubes` is not JSON"),
+        ("video_qa", ["--num_frames", "0"], "`num_frames` must be at least 1, got 0"),
+    ],
+)
+def test_bad_requests_end_with_one_clear_line(script, arguments, message, tmp_path):
+    result = run(f"finetune_{script}.py", "--output_dir", str(tmp_path / "bad"), *arguments)
+    assert result.returncode != 0
+    assert message in result.stderr.splitlines()[-1]

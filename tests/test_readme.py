@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, HfArgumentParser
 from typer.testing import CliRunner
 
 import triptych
-from tests.conftest import CAPTIONS, tiny_mammut, tiny_mammut_processor
+from tests.conftest import CAPTIONS, run_card_snippet, tiny_mammut, tiny_mammut_processor
 from tests.test_hub import CARD
 from triptych import hub
 from triptych.cli import app
@@ -89,10 +89,7 @@ def test_links_of_the_documents_exist():
 
 
 def test_model_card_snippet_runs(repository, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (40, 30)).save("picture.png")
-    (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
-    exec(code.replace('repo = "tiny"', f"repo = {str(repository)!r}"), {})
+    run_card_snippet(repository, tmp_path, monkeypatch)
     assert capsys.readouterr().out.startswith("[")
 
 

@@ -90,6 +90,14 @@ class QuestionTrainingArguments(TrainingArguments):
             )
 
 
+def read_json(name: str, text: str) -> Any:
+    """The value of the argument `name`, given as JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`{name}` is not JSON: {error}: {text!r}.") from error
+
+
 def load_or_build(
     args: ModelArguments, texts: Iterable[str], overrides: dict[str, Any] | None = None
 ) -> tuple[MammutForConditionalGeneration, MammutProcessor]:
@@ -101,15 +109,18 @@ def load_or_build(
         overrides (`dict`, *optional*): Configuration fields of the task; `args.config_overrides` win over them.
 
     Raises:
-        ValueError: If a configuration field does not exist, or the JSON cannot be read.
+        ValueError: If the checkpoint is not a MaMMUT model, a configuration field does not exist, or the JSON cannot be read.
     """
-    try:
-        asked = json.loads(args.config_overrides)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`config_overrides` is not JSON: {error}: {args.config_overrides!r}.") from error
+    asked = read_json("config_overrides", args.config_overrides)
     changes: dict[str, Any] = {"contrastive_loss_weight": 0.0, **(overrides or {})}
     changes = merge_fields(MammutConfig, changes, asked)
     if args.model_name_or_path is not None:
+        model_type = MammutConfig.get_config_dict(args.model_name_or_path)[0].get("model_type")
+        if model_type != MammutConfig.model_type:
+            raise ValueError(
+                f"`model_name_or_path` must be a MaMMUT checkpoint, but the `model_type` of {args.model_name_or_path} is "
+                f"{model_type!r}. `examples/pretrain.py --model mammut` trains one."
+            )
         config = MammutConfig.from_pretrained(args.model_name_or_path)
         had_tubes = config.vision_config.use_tubes
         config = MammutConfig.from_dict(merge_fields(MammutConfig, config.to_dict(), changes))
@@ -271,6 +282,7 @@ __all__ = [
     "QuestionTrainingArguments",
     "answer_table",
     "load_or_build",
+    "read_json",
     "save_questions_repository",
     "train_on_questions",
 ]
