@@ -3,10 +3,11 @@
     python examples/pretrain.py --model mammut --output_dir outputs/demo
     python examples/finetune_video_qa.py --output_dir outputs/video-qa --model_name_or_path outputs/demo
     python examples/finetune_video_qa.py --output_dir outputs/msvd-qa --dataset path/to/MSVD-QA \\
-        --model_name_or_path outputs/my-image-model
+        --model_name_or_path outputs/my-image-model --num_train_epochs 10
 
 By default on moving-emoji clips, tested on emoji x direction combinations that training never shows. MSRVTT-QA and MSVD-QA are
-read from a folder with train_qa.json, test_qa.json and the videos. All arguments of transformers' Trainer are accepted.
+read from a folder with train_qa.json, test_qa.json and the videos. The arguments of transformers' Trainer are accepted, except
+label smoothing.
 """
 
 import json
@@ -21,6 +22,7 @@ from triptych.training.finetuning import (
     QuestionTrainingArguments,
     answer_table,
     load_or_build,
+    read_json,
     save_questions_repository,
     train_on_questions,
 )
@@ -42,24 +44,27 @@ class VideoArguments:
         default="moving-emoji", metadata={"help": "'moving-emoji', or a folder in MSRVTT-QA's or MSVD-QA's layout."}
     )
     eval_split: str = field(default="test", metadata={"help": "Of a folder: test or val."})
-    num_clips: int = field(default=40_000, metadata={"help": "Moving-emoji clips in the training split."})
+    num_clips: int = field(default=60_000, metadata={"help": "Moving-emoji clips in the training split."})
     num_test_clips: int = field(default=400, metadata={"help": "Moving-emoji clips in the test split."})
     num_frames: int | None = field(
         default=None, metadata={"help": "Frames sampled from a clip. Default: 16 of moving emojis, 32 of video files."}
     )
     frame_stride: int | None = field(
         default=None,
-        metadata={"help": "Every so-many-th frame passes through the image patches. Default: first and last one."},
+        metadata={
+            "help": "Every so-many-th frame passes through the image patches. Default: 5 (four frames) of moving emojis, else "
+            "first and last one."
+        },
     )
     tubes: str | None = field(
         default=None,
         metadata={"help": "JSON list of [kernel, stride, offset]. Default: some for moving emojis, else TubeViT's."},
     )
     position_gate: float = field(
-        default=1.0,
+        default=4.0,
         metadata={
-            "help": "Where the gate of the fixed positions starts. The paper's 0 leaves an image model unchanged, and blind to "
-            "the order of frames until the gate has opened."
+            "help": "Where the gate of the fixed positions starts. 4 makes them as long as the demo model's patch embeddings. The "
+            "paper's 0 leaves an image model unchanged, and blind to the order of frames until the gate has opened."
         },
     )
     one_frame_ablation: bool = field(
@@ -68,6 +73,14 @@ class VideoArguments:
     num_eval_questions: int = field(
         default=300, metadata={"help": "Questions of the evaluations during training; the last one takes all."}
     )
+
+    def __post_init__(self) -> None:
+        for name in ("num_clips", "num_test_clips", "num_frames", "frame_stride", "num_eval_questions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.tubes is not None:
+            read_json("tubes", self.tubes)
 
 
 @dataclass
@@ -96,12 +109,12 @@ def run(
     num_frames = args.num_frames or (16 if is_small else 32)
     vision = {
         "use_fixed_positions": True,
-        "frame_stride": args.frame_stride or max(1, num_frames - 1),
+        "frame_stride": args.frame_stride or (5 if is_small else max(1, num_frames - 1)),
         "use_tubes": whole,
         "position_gate_init_value": args.position_gate,
     }
     if args.tubes is not None:
-        vision["tubes"] = json.loads(args.tubes)
+        vision["tubes"] = read_json("tubes", args.tubes)
     elif is_small:
         vision["tubes"] = SMALL_TUBES
     texts = [*data["train"]["question"], *(answers[0] for answers in data["train"]["answers"])]
