@@ -1,5 +1,6 @@
 """What the configurations of this package share: presets by name, and checks of sizes."""
 
+from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -31,6 +32,8 @@ def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: 
     merged = {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
     for key, value in overrides.items():
         target = config_class.sub_configs.get(key)
+        if target is AutoConfig:  # any model: the fields name it
+            target = type(AutoConfig.for_model({**merged.get(key, {}), **value}["model_type"]))
         known = target.__dataclass_fields__ if target else config_class.__dataclass_fields__
         for field in value if target else (key,):
             if field not in known:

@@ -1,6 +1,7 @@
 """Losses as pure functions, shared by the models of this package. Every loss is computed and returned in fp32."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -170,4 +171,142 @@ def captioning_loss(
     return total / num_tokens.clamp(min=1e-6)
 
 
-__all__ = ["captioning_loss", "contrastive_loss", "focal_contrastive_loss", "is_distributed"]
+class _Divergence(torch.autograd.Function):
+    """Sum over rows of KL(target || student) between the softmaxes of two linear maps.
+
+    Gradients are computed beside the value, chunk by chunk: no distribution outlives its chunk, and none is computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: torch.Tensor,
+        target: torch.Tensor,
+        student_weight: torch.Tensor,
+        target_weight: torch.Tensor,
+        temperature: float,
+        chunk_size: int,
+        wanted: list[bool],
+    ) -> torch.Tensor:
+        device = student.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_weight.dtype
+        inputs = (student, target, student_weight, target_weight)
+        gradients: list[Any] = [
+            torch.zeros_like(x, dtype=torch.float32) if want else None for x, want in zip(inputs, wanted, strict=True)
+        ]
+        total = torch.zeros((), dtype=torch.float32, device=student.device)
+        with torch.autocast(device, enabled=False):
+            weights = (student_weight.to(dtype), target_weight.to(dtype))
+
+            def pull_back(side: int, rows: slice, states: torch.Tensor, logit_gradient: torch.Tensor) -> None:
+                logit_gradient = logit_gradient.div_(temperature).to(dtype)
+                if wanted[side]:
+                    gradients[side][rows] = logit_gradient @ weights[side]
+                if wanted[side + 2]:
+                    gradients[side + 2] += logit_gradient.T @ states
+
+            for start in range(0, len(student), chunk_size):
+                rows = slice(start, start + chunk_size)
+                states = (student[rows].to(dtype), target[rows].to(dtype))
+                log_student, log_target = (  # (chunk, vocab_size) each
+                    nn.functional.log_softmax((state @ weight.T).float() / temperature, dim=-1)
+                    for state, weight in zip(states, weights, strict=True)
+                )
+                probabilities = log_target.exp()
+                log_ratio = log_target.sub_(log_student)
+                divergence = (probabilities * log_ratio).sum(-1, keepdim=True)
+                total += divergence.sum()
+                if wanted[0] or wanted[2]:
+                    pull_back(0, rows, states[0], log_student.exp_().sub_(probabilities))
+                if wanted[1] or wanted[3]:
+                    pull_back(1, rows, states[1], log_ratio.sub_(divergence).mul_(probabilities))
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [x.dtype for x in inputs]
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradients = [
+            None if gradient is None else (gradient * grad_output).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *gradients, None, None, None
+
+
+def visual_modeling_loss(
+    hidden_states: torch.Tensor,
+    image_features: torch.Tensor,
+    lm_head: nn.Module,
+    vm_head: nn.Module,
+    kind: str = "visual_words",
+    detach_target: bool = False,
+    temperature: float = 1.0,
+    gather: bool = False,
+    chunk_size: int = 128,
+) -> torch.Tensor:
+    """KL divergence between visual words and the language model's predictions of them, mean over image patches (VW-LMM).
+
+    With the visual word w_j = softmax(vm_head(feature of patch j)) and the language model's distribution q_j-1 =
+    softmax(lm_head(state before patch j)), the released code minimises KL(w_j || q_j-1), `"visual_words"`, after a stage with
+    KL(q_j-1 || w_j), `"fit_vm_head"`. The shift is the caller's: row j of both arguments belongs to patch j.
+
+    Distributions over the vocabulary exist for `chunk_size` rows at a time, in fp32, forward and backward.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(num_patches, hidden_size)`): Decoder outputs at the position before each patch.
+        image_features (`torch.Tensor` of shape `(num_patches, hidden_size)`): Outputs of the adapter.
+        lm_head, vm_head (`nn.Module`): Map them to vocabulary logits.
+        kind (`"visual_words"` or `"fit_vm_head"`): Which distribution is the target: the visual word or the prediction.
+        detach_target (`bool`): Let no gradient reach the target.
+        temperature (`float`): Divides the logits of both.
+        gather (`bool`): Divide by the mean patch count of all processes, as in [`captioning_loss`].
+        chunk_size (`int`): Rows per chunk.
+
+    Returns:
+        `torch.Tensor` of shape `()`; zero if there is no patch.
+
+    Raises:
+        ValueError: If `kind` is unknown or the numbers of rows differ.
+    """
+    if kind not in ("visual_words", "fit_vm_head"):
+        raise ValueError(f'`kind` must be "visual_words" or "fit_vm_head", got {kind!r}.')
+    if len(hidden_states) != len(image_features):
+        raise ValueError(
+            f"Every patch needs the state before it: got {len(hidden_states)} `hidden_states` and {len(image_features)} "
+            "`image_features`."
+        )
+    student, student_head, target, target_head = hidden_states, lm_head, image_features, vm_head
+    if kind == "fit_vm_head":
+        student, student_head, target, target_head = target, target_head, student, student_head
+
+    if all(type(head) is nn.Linear and head.bias is None for head in (lm_head, vm_head)):
+        tensors = (student, target, student_head.weight, target_head.weight)
+        wanted = [
+            torch.is_grad_enabled() and tensor.requires_grad and not (detach_target and index % 2 == 1)
+            for index, tensor in enumerate(tensors)
+        ]
+        total = _Divergence.apply(*tensors, temperature, chunk_size, wanted)
+    else:  # adapters or quantised weights: the modules themselves know their gradient
+
+        def divergence(student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            log_student = nn.functional.log_softmax(student_head(student).float() / temperature, dim=-1)
+            log_target = nn.functional.log_softmax(target_head(target).float() / temperature, dim=-1)
+            log_target = log_target.detach() if detach_target else log_target
+            return nn.functional.kl_div(log_student, log_target, reduction="sum", log_target=True)
+
+        total = hidden_states.new_zeros((), dtype=torch.float32)
+        for chunk in zip(student.split(chunk_size), target.split(chunk_size), strict=True):
+            if torch.is_grad_enabled():
+                total = total + checkpoint(divergence, *chunk, use_reentrant=False)
+            else:
+                total = total + divergence(*chunk)
+
+    num_patches = total.new_tensor(float(len(hidden_states)))
+    if gather and is_distributed():
+        dist.all_reduce(num_patches)
+        num_patches = num_patches / dist.get_world_size()
+    return total / num_patches.clamp(min=1e-6)
+
+
+__all__ = ["captioning_loss", "contrastive_loss", "focal_contrastive_loss", "is_distributed", "visual_modeling_loss"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import AddedToken, CLIPImageProcessor, LlavaImageProcessor
 from transformers.utils import logging
 
 import triptych
@@ -256,3 +256,84 @@ def run_card_snippet(repository: Path, folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(folder)
     (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     exec(re.sub(r'repo = ".+?"', f"repo = {str(repository)!r}", code), {})
+
+
+def tiny_vw_lmm_config(**overrides) -> triptych.VwLmmConfig:
+    """CLIP tower of 16 x 16 pixels and 4 patches, 2 Llama layers, vocabulary 64; placeholders have id 64, behind it."""
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+        **overrides.pop("vision_config", {}),
+    }
+    text = {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **overrides.pop("text_config", {}),
+    }
+    return triptych.VwLmmConfig(vision_config=vision, text_config=text, **{"image_token_id": 64, **overrides})
+
+
+def tiny_vw_lmm(attn_implementation: str = "sdpa", seed: int = 0, **overrides) -> triptych.VwLmmForCausalLM:
+    """A VW-LMM whose every parameter is random and large enough to matter."""
+    torch.manual_seed(seed)
+    config = tiny_vw_lmm_config(**overrides)
+    model = triptych.VwLmmForCausalLM._from_config(config, attn_implementation=attn_implementation)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model.eval()
+
+
+def vw_lmm_batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Three texts, padded on the right: one image, none, two images. The last three tokens of each are the answer."""
+    generator = torch.Generator().manual_seed(seed)
+    image, pad, ignored = 64, 0, -100
+    rows, labels = [], []
+    for layout in ([2, image, 5], [6], [1, image, 2, image, 4]):
+        row = [1]
+        for part in layout:
+            if part == image:
+                row += [image] * 4
+            else:
+                row += torch.randint(3, 64, (part,), generator=generator).tolist()
+        rows.append(row)
+        labels.append([ignored] * (len(row) - 3) + row[-3:])
+    length = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
+        "labels": torch.tensor([row + [ignored] * (length - len(row)) for row in labels]),
+        "pixel_values": torch.randn(3, 3, 16, 16, generator=generator),
+    }
+
+
+def tiny_vw_lmm_processor(
+    chat_template: str | None = "vicuna_v1",
+    eos_token: str | None = None,
+    tokenizer_template: str | None = None,
+    image_seq_length: int = 4,
+) -> triptych.VwLmmProcessor:
+    """Squares of 16 x 16 pixels and 4 patches, and a tokenizer trained on captions."""
+    image_processor = LlavaImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, do_pad=True
+    )
+    tokenizer = train_tokenizer([*CAPTIONS, "USER: what is it? ASSISTANT: red blue"], 300, 512)
+    tokenizer.add_tokens([AddedToken("<image>", special=True, normalized=False)])
+    tokenizer.chat_template = tokenizer_template
+    if eos_token is not None:
+        tokenizer.add_special_tokens({"eos_token": eos_token})
+    return triptych.VwLmmProcessor(image_processor, tokenizer, chat_template, image_seq_length)

@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import triptych
-from tests.conftest import random_batch, tiny_mammut, tiny_mammut_processor, tiny_model, tiny_processor
+from tests.conftest import (
+    random_batch,
+    tiny_config,
+    tiny_mammut,
+    tiny_mammut_processor,
+    tiny_model,
+    tiny_processor,
+    tiny_vw_lmm,
+    tiny_vw_lmm_processor,
+)
 from triptych import hub
 
 
@@ -70,6 +80,19 @@ encoder = AutoModel.from_pretrained(repo, trust_remote_code=True)
 text = processor(text=["a red heart", "a cat"], return_tensors="pt")
 found["similarity"] = encoder(**text, pixel_values=batch["pixel_values"]).logits_per_image
 assert AutoConfig.from_pretrained(repo, trust_remote_code=True).model_type == "mammut"
+"""
+
+VW_LMM_STRANGER = """
+from transformers import pipeline
+from PIL import Image
+model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True)
+messages = [{"role": "user", "content": [{"type": "image", "path": "red.png"}, {"type": "text", "text": "what is it?"}]}]
+inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+found["answer"] = model.generate(**inputs, max_new_tokens=4)
+found["words"] = model.get_visual_words(inputs["pixel_values"], top_k=2).ids
+pipe = pipeline("image-text-to-text", model=repo, trust_remote_code=True)
+found["pipeline"] = [row["generated_text"] for row in pipe(text=messages, max_new_tokens=4, return_full_text=False)]
+assert type(model.model.vision_tower).__name__ == "GrrCocaVisionModel"
 """
 
 FOUND = """
@@ -135,6 +158,35 @@ def test_a_stranger_asks_mammut_about_images_and_videos(tmp_path, monkeypatch):
     texts = processor(text=["a red heart", "a cat"], return_tensors="pt")
     expected = model.model(**texts, pixel_values=pixel_values).logits_per_image
     assert torch.equal(found["similarity"], expected)
+
+
+@torch.no_grad()
+def test_a_stranger_asks_vw_lmm_through_the_pipeline(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (30, 20), "red").save("red.png")
+    processor = tiny_vw_lmm_processor(image_seq_length=16)
+    model = tiny_vw_lmm(
+        vision_config=tiny_config().vision_config.to_dict(),
+        text_config={"vocab_size": len(processor.tokenizer), "max_position_embeddings": 256},
+        image_token_id=processor.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    repo = hub.save_repository(tmp_path / "repo", model, processor, CARD)
+    found = ask_a_stranger(VW_LMM_STRANGER, repo, {}, tmp_path)
+
+    messages = [
+        {"role": "user", "content": [{"type": "image", "path": "red.png"}, {"type": "text", "text": "what is it?"}]}
+    ]
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    ids = model.generate(**inputs, max_new_tokens=4)
+    assert torch.equal(found["answer"], ids)
+    assert torch.equal(found["words"], model.get_visual_words(inputs["pixel_values"], top_k=2).ids)
+    new = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert found["pipeline"] == new
 
 
 def test_exporting_leaves_no_trace_on_later_saves(tmp_path):

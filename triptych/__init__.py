@@ -3,6 +3,7 @@
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
@@ -21,6 +22,7 @@ from triptych.modeling.configuration_mammut import (
     MammutTextConfig,
     MammutVisionConfig,
 )
+from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
 from triptych.modeling.modeling_grr_coca import (
     GrrCocaForConditionalGeneration,
     GrrCocaModel,
@@ -33,8 +35,10 @@ from triptych.modeling.modeling_mammut import (
     MammutTextModel,
     MammutVisionModel,
 )
+from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM, VwLmmModel
 from triptych.processing.processing_grr_coca import GrrCocaProcessor
 from triptych.processing.processing_mammut import MammutProcessor
+from triptych.processing.processing_vw_lmm import VwLmmProcessor
 
 
 __version__ = "0.1.0"
@@ -61,9 +65,16 @@ AutoModelForImageTextToText.register(MammutConfig, MammutForConditionalGeneratio
 AutoModelForPreTraining.register(MammutConfig, MammutForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(MammutConfig, MammutProcessor, exist_ok=True)
 
+AutoConfig.register("vw_lmm", VwLmmConfig, exist_ok=True)
+AutoModel.register(VwLmmConfig, VwLmmModel, exist_ok=True)
+AutoModelForImageTextToText.register(VwLmmConfig, VwLmmForCausalLM, exist_ok=True)
+AutoModelForCausalLM.register(VwLmmConfig, VwLmmForCausalLM, exist_ok=True)
+AutoProcessor.register(VwLmmConfig, VwLmmProcessor, exist_ok=True)
+
 __all__ = [
     "GRR_COCA_PRESETS",
     "MAMMUT_PRESETS",
+    "VW_LMM_PRESETS",
     "GrrCocaConfig",
     "GrrCocaForConditionalGeneration",
     "GrrCocaModel",
@@ -80,4 +91,8 @@ __all__ = [
     "MammutTextModel",
     "MammutVisionConfig",
     "MammutVisionModel",
+    "VwLmmConfig",
+    "VwLmmForCausalLM",
+    "VwLmmModel",
+    "VwLmmProcessor",
 ]

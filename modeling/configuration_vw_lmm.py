@@ -1,0 +1,189 @@
+"""Configuration of VW-LMM (arXiv 2403.07720), with the released models and a small one as presets."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from .configuration_base import check_positive, preset_fields
+from .vision_towers import own_tower_config
+
+
+@strict
+class VwLmmConfig(PreTrainedConfig):
+    r"""Configuration of [`VwLmmModel`] and [`VwLmmForCausalLM`]: a vision tower, an adapter, and a causal language model.
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*): Any vision tower of transformers, or of this package.
+        text_config (`dict` or `PreTrainedConfig`, *optional*): Any causal language model of transformers.
+        image_token_id (`int`, defaults to 32000):
+            Placeholder of an image patch in `input_ids`. It is never embedded, so it may lie behind the vocabulary; then no
+            row of the language model is spent on it, and it is never generated.
+        image_seq_length (`int`, *optional*): Placeholders of one image. Default: patches of the tower.
+        vision_feature_layer (`int`, defaults to -2): Hidden state of the tower that the adapter reads.
+        vision_feature_select_strategy (`str`, defaults to `"default"`):
+            `"default"` drops the first (class) token of the tower, `"full"` keeps all.
+        projector_type (`str`, defaults to `"mlp2x_gelu"`): The adapter: two linear layers with a GELU, or one, `"linear"`.
+        multimodal_projector_bias (`bool`, defaults to `True`): Whether its layers have biases.
+        pseudo_image_features (`bool`, defaults to `False`):
+            The "pif" variant: the language model reads the mixture of token embeddings that the visual word stands for
+            instead of the adapter's features, in training and inference.
+        visual_loss (`str`, defaults to `"visual_words"`):
+            What training on `labels` adds to the language loss: `"visual_words"` (the last stage: the language model predicts
+            the visual words), `"fit_vm_head"` (the stage before: the VM head is fitted to the language model's predictions)
+            or `"none"`.
+        visual_loss_weight (`float`, defaults to 1.0): Its weight; 1.0 as released.
+        detach_visual_target (`bool`, defaults to `False`):
+            Let no gradient reach the distribution that serves as target. As released it does; with a trainable VM head both
+            distributions may then collapse onto one another.
+        visual_loss_temperature (`float`, defaults to 1.0):
+            Divides the logits of both distributions inside the loss. Not part of the released model.
+        tie_word_embeddings (`bool`, defaults to `False`): The LM head is the token embedding. Taken over from `text_config`.
+    """
+
+    model_type = "vw_lmm"
+    sub_configs_defaults = {  # noqa: RUF012
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+    base_model_fsdp_plan = None
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 32000
+    image_seq_length: int | None = None
+    vision_feature_layer: int = -2
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    projector_type: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
+    multimodal_projector_bias: bool = True
+    pseudo_image_features: bool = False
+    visual_loss: Literal["visual_words", "fit_vm_head", "none"] = "visual_words"
+    visual_loss_weight: float | int = 1.0
+    detach_visual_target: bool = False
+    visual_loss_temperature: float | int = 1.0
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.vision_config, dict):
+            self.vision_config = own_tower_config(self.vision_config) or self.vision_config
+        super().__post_init__(**kwargs)
+        # The class that ties reads this configuration; language models say it in theirs.
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(
+            getattr(self.text_config, "tie_word_embeddings", False)
+        )
+        if self.image_seq_length is None:
+            self.image_seq_length = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+    def validate_vw_lmm(self):
+        """Check that numbers make sense."""
+        check_positive(self, "image_seq_length")
+        if self.visual_loss_temperature <= 0:
+            raise ValueError(f"`visual_loss_temperature` must be above 0, got {self.visual_loss_temperature}.")
+        if self.image_token_id < 0:
+            raise ValueError(
+                f"`image_token_id` must be at least 0, got {self.image_token_id}. (The original's -200 stands for a whole "
+                "image; here every patch has its placeholder, which the processor writes.)"
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "VwLmmConfig":
+        """Configuration of a preset with some fields changed; see `VW_LMM_PRESETS`.
+
+        Raises:
+            ValueError: If there is no such preset, or a field does not exist.
+        """
+        return cls(**preset_fields(cls, VW_LMM_PRESETS, name, overrides))
+
+
+_CLIP_LARGE_336 = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
+_GRR_COCA_TINY = {
+    "model_type": "grr_coca_vision_model",
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "image_size": 96,
+    "patch_size": 16,
+    "num_caption_queries": 32,
+    "initializer_range": 0.06,
+}
+_VICUNA_7B = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_MISTRAL_7B = {
+    "model_type": "mistral",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    "sliding_window": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_SMOLLM2_135M = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+
+# The released models (7.19 B parameters, 7.70 B on Mistral), and a small one that a CPU trains: SmolLM2-135M-Instruct with the
+# vision tower of `grr-coca-tiny`.
+VW_LMM_PRESETS: dict[str, dict] = {
+    "vw-lmm-vicuna-7b": {"vision_config": _CLIP_LARGE_336, "text_config": _VICUNA_7B},
+    "vw-lmm-vicuna-7b-pif": {
+        "vision_config": _CLIP_LARGE_336,
+        "text_config": _VICUNA_7B,
+        "pseudo_image_features": True,
+    },
+    "vw-lmm-mistral-7b": {"vision_config": _CLIP_LARGE_336, "text_config": _MISTRAL_7B},
+    "vw-lmm-smollm2-135m": {
+        "vision_config": _GRR_COCA_TINY,
+        "text_config": _SMOLLM2_135M,
+        "image_token_id": 49152,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+}
+
+
+__all__ = ["VW_LMM_PRESETS", "VwLmmConfig"]

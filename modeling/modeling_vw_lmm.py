@@ -1,0 +1,559 @@
+"""PyTorch VW-LMM: a language model that reads images as tokens, and also predicts them as "visual words".
+
+Read from top to bottom: outputs, adapter, model, language model with both heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin, LogitsProcessorList
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from .configuration_vw_lmm import VwLmmConfig
+from .inputs import supervised_labels
+from .losses import captioning_loss, visual_modeling_loss
+from .vision_towers import build_tower, load_tower
+
+
+@dataclass
+class VwLmmModelOutputWithPast(BaseModelOutputWithPast):
+    """Output of [`VwLmmModel`].
+
+    Args:
+        image_hidden_states (`torch.Tensor` of shape `(num_images, image_seq_length, hidden_size)`, *optional*):
+            What the language model read at the placeholders.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class VwLmmCausalLMOutputWithPast(ModelOutput):
+    """Output of [`VwLmmForCausalLM`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*): Language loss plus weighted visual loss.
+        language_loss (`torch.Tensor` of shape `()`, *optional*): Mean cross-entropy of the supervised tokens.
+        visual_loss (`torch.Tensor` of shape `()`, *optional*): Mean divergence over image patches; 0 without images.
+        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*): Of the LM head.
+        past_key_values (`Cache`, *optional*): Keys and values of earlier tokens.
+        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*): Of the language model, as asked for.
+        image_hidden_states (`torch.Tensor` of shape `(num_images, image_seq_length, hidden_size)`, *optional*):
+            Outputs of the adapter, from which `vm_head` makes visual words.
+    """
+
+    loss: torch.Tensor | None = None
+    language_loss: torch.Tensor | None = None
+    visual_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class VisualWords(ModelOutput):
+    """Output of [`VwLmmForCausalLM.get_visual_words`]: the most probable words of every patch.
+
+    Args:
+        ids (`torch.LongTensor` of shape `(num_images, image_seq_length, top_k)`): Token ids, most probable first.
+        probabilities (`torch.Tensor` of shape `(num_images, image_seq_length, top_k)`): Their probabilities, fp32.
+    """
+
+    ids: torch.LongTensor | None = None
+    probabilities: torch.Tensor | None = None
+
+
+class _BehindPlaceholders(LogitsProcessorList):
+    """Logits processors (a repetition penalty, say) that look ids up among the logits, where placeholders have none."""
+
+    def __init__(self, processors: LogitsProcessorList, config: VwLmmConfig):
+        super().__init__(processors)
+        self.image_token_id, self.stand_in = config.image_token_id, config.text_config.bos_token_id or 0
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.FloatTensor:
+        return super().__call__(
+            input_ids.masked_fill(input_ids == self.image_token_id, self.stand_in), scores, **kwargs
+        )
+
+
+class VwLmmProjector(nn.Module):
+    """The adapter: from the width of the vision tower to that of the language model (LLaVA-1.5's `mlp2x_gelu`)."""
+
+    def __init__(self, config: VwLmmConfig):
+        super().__init__()
+        width, bias = config.text_config.hidden_size, config.multimodal_projector_bias
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width, bias=bias)
+        self.act = self.linear_2 = None
+        if config.projector_type == "mlp2x_gelu":
+            self.act = ACT2FN["gelu"]
+            self.linear_2 = nn.Linear(width, width, bias=bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        features = self.linear_1(features)
+        return features if self.linear_2 is None else self.linear_2(self.act(features))
+
+
+class VwLmmPreTrainedModel(PreTrainedModel):
+    config: VwLmmConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Towers and language models nested here keep their own initialisation.
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=getattr(self.config.get_text_config(), "initializer_range", 0.02))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+
+class VwLmmModel(VwLmmPreTrainedModel):
+    """Vision tower, adapter and decoder: everything but the two heads."""
+
+    def __init__(self, config: VwLmmConfig):
+        super().__init__(config)
+        self.vision_tower = build_tower(config.vision_config)
+        self.multi_modal_projector = VwLmmProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Features of image patches in the language model's width.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`): Normalised images.
+
+        Returns:
+            [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `pooler_output` holds the adapter's outputs, one
+            tensor of shape `(image_seq_length, hidden_size)` per image; the rest is the tower's.
+
+        Raises:
+            ValueError: If the images are no batch, or the tower makes another number of tokens than `image_seq_length`.
+        """
+        config = self.config
+        if pixel_values.ndim != 4 or len(pixel_values) == 0:
+            raise ValueError(
+                "`pixel_values` must have shape (num_images, num_channels, height, width) with at least one image, got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        outputs = self.vision_tower(
+            pixel_values.to(self.vision_tower.dtype), output_hidden_states=True, return_dict=True
+        )
+        features = outputs.hidden_states[config.vision_feature_layer]  # (num_images, tokens, vision_hidden_size)
+        if config.vision_feature_select_strategy == "default":
+            features = features[:, 1:]
+        if features.shape[1] != config.image_seq_length:
+            raise ValueError(
+                f"The vision tower made {features.shape[1]} tokens of an image, `image_seq_length` is "
+                f"{config.image_seq_length}. Check `vision_feature_select_strategy` "
+                f"({config.vision_feature_select_strategy!r}) and the size of the images {tuple(pixel_values.shape[-2:])}."
+            )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=list(self.multi_modal_projector(features)),
+            hidden_states=outputs.hidden_states,
+        )
+
+    def get_placeholder_mask(self, input_ids: torch.LongTensor, num_images: int) -> torch.BoolTensor:
+        """Where image patches stand.
+
+        Returns:
+            `torch.BoolTensor` of shape `(batch_size, sequence_length)`.
+
+        Raises:
+            ValueError: If placeholders and images do not match; the first sample at fault is named.
+        """
+        mask = input_ids == self.config.image_token_id
+        length = self.config.image_seq_length
+        if torch.compiler.is_compiling():
+            return mask
+        counts = mask.sum(-1).tolist()
+        for index, count in enumerate(counts):
+            if count % length != 0:
+                raise ValueError(
+                    f"`input_ids[{index}]` holds {count} image placeholders, no multiple of the {length} of one image. Was "
+                    "the text truncated?"
+                )
+        if sum(counts) != num_images * length:
+            per_sample = [count // length for count in counts]
+            raise ValueError(
+                f"`input_ids` hold placeholders for {sum(per_sample)} images (by sample: {per_sample}), got {num_images} "
+                "images."
+            )
+        return mask
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        **kwargs,
+    ) -> VwLmmModelOutputWithPast:
+        """Hidden states of a text with images.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids; every image stands as
+                `image_seq_length` placeholders.
+            pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`, *optional*): All images of the
+                batch in reading order.
+            attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*): 0 for padding.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions. Default:
+                counted over real tokens.
+            past_key_values (`Cache`, *optional*): Keys and values of earlier tokens.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Instead of `input_ids`, with the images already in place.
+            image_features (`torch.Tensor` of shape `(num_images, image_seq_length, hidden_size)`, *optional*):
+                Instead of `pixel_values`: what to read at the placeholders.
+
+        Raises:
+            ValueError: If placeholders and images do not match, or inputs contradict one another.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if pixel_values is not None and image_features is not None:
+            raise ValueError("Pass either `pixel_values` or `image_features`, got both.")
+        if inputs_embeds is not None and (pixel_values is not None or image_features is not None):
+            raise ValueError(
+                "`inputs_embeds` have no placeholders for images: put the images in place, or pass `input_ids`."
+            )
+        if pixel_values is not None:
+            if self.config.pseudo_image_features:
+                raise ValueError("Pseudo image features are made by the VM head: use `VwLmmForCausalLM`.")
+            image_features = torch.stack(self.get_image_features(pixel_values, return_dict=True).pooler_output)
+
+        if inputs_embeds is None:
+            num_images = 0 if image_features is None else len(image_features)
+            if image_features is None and past_key_values is not None and past_key_values.get_seq_length() > 0:
+                mask = input_ids == self.config.image_token_id  # a guess of prompt lookup, which will be rejected
+            else:
+                mask = self.get_placeholder_mask(input_ids, num_images)
+            # Placeholders may lie behind the vocabulary; any row of the table will do.
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(mask, 0))
+            if image_features is not None:
+                image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+                inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], image_features)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            # Padding on either side must not move the rotary angles.
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            return_dict=True,
+            **kwargs,
+        )
+        return VwLmmModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+
+class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
+    """VW-LMM: answers questions about images, and models the images themselves.
+
+    Two heads over the same vocabulary: `lm_head` (the paper's MM head) reads decoder states, `vm_head` the adapter's features.
+    The latter's softmax is the patch's *visual word*.
+    """
+
+    # The visual loss is a mean over patches, which no token count can normalise.
+    accepts_loss_kwargs = False
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VwLmmConfig):
+        super().__init__(config)
+        self.model = VwLmmModel(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.vm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "VwLmmForCausalLM":
+        """As in transformers.
+
+        Raises:
+            ValueError: If the VM head does not fit the vocabulary, or is missing where pseudo image features need it.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        if not may_mismatch and info["mismatched_keys"]:
+            key, stored, expected = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"`{key}` of the checkpoint has shape {tuple(stored)}, its configuration says {tuple(expected)}. Token "
+                "embeddings, `lm_head` and `vm_head` must have as many rows as the text configuration's `vocab_size`."
+            )
+        if model.config.pseudo_image_features and "vm_head.weight" in info["missing_keys"]:
+            raise ValueError(
+                "The checkpoint has no `vm_head.weight`, but `pseudo_image_features` make every image of it: nothing sensible "
+                "would come out."
+            )
+        return (model, info) if with_info else model
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str,
+        text: str,
+        vision_kwargs: dict | None = None,
+        text_kwargs: dict | None = None,
+        **config_fields,
+    ) -> "VwLmmForCausalLM":
+        """A model from two checkpoints, with a fresh adapter and a fresh VM head.
+
+        Args:
+            vision (`str`): Folder or Hub name of a vision tower, or of a model that has one (CLIP, SigLIP, GRR-CoCa, MaMMUT).
+            text (`str`): Folder or Hub name of a causal language model.
+            vision_kwargs, text_kwargs (`dict`, *optional*): For the two `from_pretrained`, e.g. `{"gguf_file": ...}`.
+            config_fields: Fields of [`VwLmmConfig`]. `image_token_id` is the vocabulary's size by default: the id that a
+                tokenizer gives to a token added to it.
+
+        Raises:
+            ValueError: If the vision checkpoint has no tower of patches.
+        """
+        tower = load_tower(vision, **(vision_kwargs or {}))
+        language_model = AutoModelForCausalLM.from_pretrained(text, **(text_kwargs or {}))
+        has_class_token = tower.config.model_type.startswith("clip") or getattr(tower.config, "use_cls_token", False)
+        fields = {
+            "image_token_id": language_model.config.vocab_size,
+            "vision_feature_select_strategy": "default" if has_class_token else "full",
+            "vision_feature_layer": -2 if tower.config.model_type.startswith("clip") else -1,
+            **config_fields,
+        }
+        config = VwLmmConfig(vision_config=tower.config, text_config=language_model.config, **fields)
+        with torch.device("meta"):  # towers come with their weights; only what is fresh is allocated
+            model = cls(config)
+        model.model.vision_tower, model.model.language_model = tower, language_model.base_model
+        model.lm_head = language_model.get_output_embeddings()
+        for module in (model.model.multi_modal_projector, model.vm_head):
+            module.to_empty(device=language_model.device).to(language_model.dtype)
+            module.apply(model._init_weights)
+        model.tie_weights()
+        model.generation_config = language_model.generation_config
+        return model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def get_visual_words(self, pixel_values: torch.Tensor, top_k: int = 1) -> VisualWords:
+        """The most probable words of every image patch (section 3.2): softmax(vm_head(adapter feature)).
+
+        Patches are in reading order. No decoder pass is needed.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`): Normalised images.
+            top_k (`int`): Words per patch.
+
+        Raises:
+            ValueError: If `top_k` is below 1 or above the vocabulary.
+        """
+        if not 1 <= top_k <= self.vm_head.out_features:
+            raise ValueError(f"`top_k` must lie between 1 and {self.vm_head.out_features}, got {top_k}.")
+        top = []
+        for features in self.get_image_features(pixel_values, return_dict=True).pooler_output:
+            top.append(self.vm_head(features).float().softmax(-1).topk(top_k))
+        return VisualWords(torch.stack([row.indices for row in top]), torch.stack([row.values for row in top]))
+
+    def get_pseudo_image_features(self, image_features: torch.Tensor) -> torch.Tensor:
+        """The token embedding that a visual word stands for on average: the "pif" variant's input to the decoder.
+
+        Args:
+            image_features (`torch.Tensor` of shape `(num_images, image_seq_length, hidden_size)`): Outputs of the adapter.
+
+        Returns:
+            `torch.Tensor` of the same shape: every patch's distribution over words times the token embeddings.
+        """
+        table = self.get_input_embeddings().weight  # (vocab_size, hidden_size)
+
+        def mixture(features: torch.Tensor) -> torch.Tensor:
+            return self.vm_head(features).float().softmax(-1).to(table.dtype) @ table
+
+        # One image at a time: its distributions are as large as a hundred times its features.
+        if torch.is_grad_enabled():
+            return torch.stack([checkpoint(mixture, features, use_reentrant=False) for features in image_features])
+        return torch.stack([mixture(features) for features in image_features])
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs,
+    ) -> VwLmmCausalLMOutputWithPast:
+        """Continue texts with images, and train.
+
+        With `labels`, the loss is next-token cross-entropy plus, where there are images, the visual loss that the
+        configuration names: the patch at position j against the prediction at position j - 1.
+
+        Args:
+            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds: As in [`VwLmmModel`].
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Targets, aligned with `input_ids` (the shift happens here); -100 is ignored, and so are placeholders.
+            use_cache (`bool`, *optional*): Return `past_key_values`. Default: the text config's, never with `labels`.
+            logits_to_keep (`int` or `torch.Tensor`):
+                Last positions (0: all) that get logits, or their indices, or a boolean mask.
+            skip_logits (`bool`, *optional*):
+                Leave the logits out. Default: while training with `labels`, because no loss holds more than a chunk of them.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}` instead of `pixel_values`.
+
+        Raises:
+            ValueError: If placeholders and images do not match, or inputs contradict one another.
+        """
+        config = self.config
+        encoded = (mm_encoder_outputs or {}).get("image")
+        if encoded is not None and pixel_values is not None:
+            raise ValueError("Pass either `pixel_values` or `mm_encoder_outputs`, got both.")
+        if encoded is None and pixel_values is not None:
+            encoded = self.get_image_features(pixel_values, return_dict=True)
+        adapted = read = None
+        if encoded is not None:
+            adapted = read = torch.stack(list(encoded.pooler_output))  # (num_images, image_seq_length, hidden_size)
+            if config.pseudo_image_features:
+                read = self.get_pseudo_image_features(adapted)
+        if use_cache is None:
+            use_cache = getattr(config.text_config, "use_cache", True)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            image_features=read,
+            use_cache=use_cache and labels is None,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        logits = None if skip_logits else self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+
+        loss = language_loss = visual_loss = None
+        if labels is not None:
+            if input_ids is not None:
+                labels = labels.masked_fill(input_ids == config.image_token_id, -100)
+            labels = supervised_labels(labels, attention_mask, config.text_config.vocab_size)
+            loss = language_loss = captioning_loss(hidden_states, labels, self.lm_head, gather=self.training)
+            if config.visual_loss != "none":
+                visual_loss = self._visual_loss(hidden_states, adapted, input_ids, attention_mask)
+                loss = loss + config.visual_loss_weight * visual_loss
+            if self.training:
+                loss = loss + self._unused_parameters(has_images=adapted is not None)
+        return VwLmmCausalLMOutputWithPast(
+            loss=loss,
+            language_loss=language_loss,
+            visual_loss=visual_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=adapted,
+        )
+
+    def _visual_loss(
+        self,
+        hidden_states: torch.Tensor,
+        image_features: torch.Tensor | None,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if image_features is None:
+            return hidden_states.new_zeros((), dtype=torch.float32)
+        config = self.config
+        is_patch = input_ids == config.image_token_id
+        # The first patch is predicted by the token before the image; a patch with nothing before it, by nothing.
+        predicted = is_patch.clone()
+        predicted[:, 0] = False
+        if attention_mask is not None:
+            predicted[:, 1:] &= attention_mask[:, :-1].bool()
+        return visual_modeling_loss(
+            hidden_states[:, :-1][predicted[:, 1:]],
+            image_features.flatten(0, 1)[predicted[is_patch]],
+            self.lm_head,
+            self.vm_head,
+            kind=config.visual_loss,
+            detach_target=config.detach_visual_target,
+            temperature=config.visual_loss_temperature,
+            gather=self.training,
+        )
+
+    def _unused_parameters(self, has_images: bool) -> torch.Tensor | float:
+        """A zero that depends on what this batch did not use, so that DDP waits for nothing."""
+        modules = [] if has_images else [self.model.vision_tower, self.model.multi_modal_projector]
+        if not has_images or (self.config.visual_loss == "none" and not self.config.pseudo_image_features):
+            modules.append(self.vm_head)
+        return sum(0.0 * p.sum() for module in modules for p in module.parameters() if p.requires_grad)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
+        """Both heads and the token embeddings share the vocabulary: new rows for all of them."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        rows = self.lm_head.weight.shape[0]
+        if self.vm_head.weight.shape[0] != rows:
+            self.vm_head = self._get_resized_lm_head(self.vm_head, rows)
+        return embeddings
+
+    def _get_logits_processor(self, *args, **kwargs):
+        processors = super()._get_logits_processor(*args, **kwargs)
+        return _BehindPlaceholders(processors, self.config) if len(processors) else processors
+
+
+__all__ = [
+    "VisualWords",
+    "VwLmmCausalLMOutputWithPast",
+    "VwLmmForCausalLM",
+    "VwLmmModel",
+    "VwLmmModelOutputWithPast",
+    "VwLmmPreTrainedModel",
+]
