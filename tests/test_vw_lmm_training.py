@@ -1,0 +1,244 @@
+"""Training VW-LMM: conversations, stages, LoRA, the script, and pictures of visual words."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from tests.conftest import (
+    CAPTIONS,
+    tiny_config,
+    tiny_model,
+    tiny_processor,
+    tiny_vw_lmm,
+    tiny_vw_lmm_config,
+    tiny_vw_lmm_processor,
+    vw_lmm_batch,
+)
+from triptych.cli import app
+from triptych.training.conversations import ConversationCollator, QuestionConversations, ask, load_conversations
+from triptych.training.easy_vqa import load_easy_vqa
+from triptych.training.openmoji import named_drawings
+from triptych.training.openmoji_questions import GROUNDS, NUMBERS, QUESTIONS, OpenMojiQuestions
+from triptych.training.stages import STAGES, Stage, prepare_stage
+from triptych.training.tokenizer import train_tokenizer
+from triptych.visual_words import readable, visual_word_map
+
+
+ROOT = Path(__file__).parents[1]
+
+
+# Data
+
+
+def test_llava_layout_and_messages(tmp_path):
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "red.png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "red"}]
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    rows = [{"id": 1, "image": "red.png", "conversations": turns}, {"messages": messages}]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("data.json", "data.jsonl"):
+        data = load_conversations(str(tmp_path / name))
+        assert [len(item["images"]) for item in data] == [1, 0]
+        assert data[0]["messages"][0] == {"role": "user", "content": "<image>\nWhat is it?"}
+        assert [length > 0 for length in data.lengths()] == [True, False]
+        batch = ConversationCollator(tiny_vw_lmm_processor())([data[0], data[1]])
+        assert batch["pixel_values"].shape[0] == 1
+        assert ((batch["labels"] != -100).sum(-1) > 0).all()
+    (tmp_path / "bad.json").write_text(json.dumps([{"conversations": [{"from": "robot", "value": "x"}]}]))
+    with pytest.raises(ValueError, match="Row 0: a turn needs `from`"):
+        load_conversations(str(tmp_path / "bad.json"))[0]
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match="must hold a list of conversations, got dict"):
+        load_conversations(str(tmp_path / "bad.json"))
+    (tmp_path / "bad.json").write_text(json.dumps([{"image": "lost.png", "conversations": turns}]))
+    with pytest.raises(ValueError, match=r"lost\.png \(row 0\) cannot be read"):
+        load_conversations(str(tmp_path / "bad.json"))[0]
+
+
+def test_questions_of_an_image_become_one_conversation():
+    data = load_easy_vqa()["train"].select(range(30))
+    conversations = QuestionConversations(data, questions_per_image=4)
+    items = [conversations[index] for index in range(len(conversations))]
+    assert sum(len(item["messages"]) for item in items) == 60
+    assert all(len(item["messages"]) <= 8 for item in items)
+    assert all(item["messages"][0]["content"].startswith("<image>\n") for item in items)
+    assert all("<image>" not in message["content"] for item in items for message in item["messages"][1:])
+
+
+def test_openmoji_pictures_show_what_their_answers_say():
+    data = OpenMojiQuestions("test", 1)
+    assert not {row["what"] for row in data.rows} & {item["caption"] for item in named_drawings()["train"]}
+    for index in range(0, len(data), 40):
+        row, picture = data.rows[index], data[index]["images"][0]
+        assert picture.getpixel((0, 0)) == GROUNDS[row["color"]]
+        assert len(row["places"]) == NUMBERS.index(row["number"]) + 1
+        for x, y in row["places"]:
+            box = (round(96 * x) - 16, round(96 * y) - 16, round(96 * x) + 16, round(96 * y) + 16)
+            assert {colour for _, colour in picture.crop(box).getcolors(2000)} != {GROUNDS[row["color"]]}
+    questions = data.questions()
+    assert len(questions) == 3 * len(data)
+    assert set(questions["answer_type"]) == set(QUESTIONS)
+
+
+# Stages
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_gradient_reaches_exactly_what_a_stage_trains(name, lora_rank):
+    model, batch = tiny_vw_lmm(), vw_lmm_batch()
+    trained = prepare_stage(model, STAGES[name], lora_rank).train()
+    trained(**batch).loss.backward()
+    touched = {key for key, p in trained.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    adapter = {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
+    assert (adapter <= {key.split("multi_modal_projector.")[-1] for key in touched}) == (
+        name in ("align", "instruct", "joint")
+    )
+    assert any("vm_head" in key for key in touched) == (name == "fit_vm_head")
+    assert not any("vision_tower" in key for key in touched)
+    language = {key for key in touched if "language_model" in key or "lm_head" in key}
+    assert bool(language) == (name in ("instruct", "joint"))
+    if lora_rank and language:
+        assert all("lora_" in key for key in language)
+    assert model.config.visual_loss == STAGES[name].visual_loss
+
+
+def test_stages_that_do_not_fit_the_model():
+    with pytest.raises(ValueError, match=r"trains `model\.bridge`, which the model does not have"):
+        prepare_stage(tiny_vw_lmm(), Stage(("model.bridge",), "none", 1e-3))
+    with pytest.raises(ValueError, match="trains nothing"):
+        prepare_stage(tiny_vw_lmm(), Stage((), "none", 1e-3))
+
+
+def test_lora_saves_loads_merges_and_unloads(tmp_path):
+    batch = vw_lmm_batch()
+    model = get_peft_model(
+        tiny_vw_lmm(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+        assert not torch.allclose(expected, tiny_vw_lmm()(**batch).logits, atol=1e-4)
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(tiny_vw_lmm(), tmp_path).eval()
+        torch.testing.assert_close(loaded(**batch).logits, expected)
+        torch.testing.assert_close(loaded.merge_and_unload()(**batch).logits, expected, atol=1e-4, rtol=0)
+        plain = model.unload()
+        torch.testing.assert_close(plain(**batch).logits, tiny_vw_lmm()(**batch).logits)
+
+
+def test_lora_on_both_heads_still_trains_with_the_visual_loss():
+    batch = vw_lmm_batch()
+    model = get_peft_model(tiny_vw_lmm(), LoraConfig(r=2, target_modules=["lm_head", "vm_head"]))
+    with torch.no_grad():
+        expected = tiny_vw_lmm()(**batch).visual_loss
+    loss = model(**batch)
+    torch.testing.assert_close(loss.visual_loss, expected, atol=1e-5, rtol=0)
+    loss.loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_vw_lmm().train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model(**vw_lmm_batch()).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_answers_do_not_depend_on_the_batch():
+    processor = tiny_vw_lmm_processor()
+    size = len(processor.tokenizer)
+    model = tiny_vw_lmm(
+        text_config={"vocab_size": size, "max_position_embeddings": 256}, image_token_id=processor.image_token_id
+    )
+    pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
+    questions = ["what is it?", "a red circle, or another one?", "how?"]
+    together = ask(model, processor, questions, pictures, batch_size=3)
+    assert together == ask(model, processor, questions, pictures, batch_size=1)
+    assert len(ask(model, processor, questions, None)) == 3
+
+
+# The script and the pictures
+
+CHATML = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def write_towers(folder: Path) -> None:
+    tokenizer = train_tokenizer([*CAPTIONS, *QUESTIONS.values(), *NUMBERS, *GROUNDS], 300, 512)
+    tokenizer.chat_template = CHATML
+    text = {**tiny_vw_lmm_config().text_config.to_dict(), "vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    LlamaForCausalLM(LlamaConfig(**{**text, "eos_token_id": tokenizer.eos_token_id})).save_pretrained(folder / "text")
+    tokenizer.save_pretrained(folder / "text")
+    tiny_model().save_pretrained(folder / "vision")
+    tiny_processor(tiny_config()).save_pretrained(folder / "vision")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples" / "train_vw_lmm.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_script_trains_all_stages_goes_on_and_compares(tmp_path, monkeypatch):
+    write_towers(tmp_path)
+    steps = {"align": 1, "instruct": 2, "fit_vm_head": 1, "joint": 2}
+    arguments = [
+        "--output_dir", str(tmp_path / "run"), "--vision", str(tmp_path / "vision"), "--text", str(tmp_path / "text"),
+        "--steps", json.dumps(steps), "--per_device_train_batch_size", "2", "--num_eval_pictures", "2", "--bf16", "False",
+        "--dataloader_num_workers", "0", "--pictures_per_drawing", "1",
+    ]  # fmt: skip
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    for row in ("without images", "language loss only", "visual words", "pseudo image features"):
+        assert f"{row} |" in result.stdout
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("is finished") == 3
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("picture.png")
+    outcome = CliRunner().invoke(app, ["visual-words", "picture.png", "--model", str(tmp_path / "run")])
+    assert outcome.exit_code == 0, outcome.output
+    assert Image.open("picture-visual-words.png").size[0] > 500
+    page = Path("picture-visual-words.html").read_text()
+    assert "data:image/png;base64," in page
+
+
+def test_maps_of_visual_words():
+    processor = tiny_vw_lmm_processor()
+    model = tiny_vw_lmm(text_config={"vocab_size": len(processor.tokenizer)}, image_token_id=processor.image_token_id)
+    found = visual_word_map(model, processor, Image.new("RGB", (30, 20), "blue"), top_k=3, num_heat_maps=2)
+    assert found.image.size == (16, 16)
+    assert found.image.getpixel((8, 8)) == (0, 0, 255)
+    assert found.grid == 2
+    assert len(found.words) == 4
+    assert len(found.heat) == 2
+    shares = [heat.mean() for heat in found.heat.values()]
+    assert shares == sorted(shares, reverse=True)
+    assert [readable(token) for token in ("Ġred", "▁red", "<0x0A>", "Ċ")] == ["red", "red", "", "Ċ"]
+
+
+def test_visual_words_of_another_model_are_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "other")
+    tiny_processor(tiny_config()).save_pretrained(tmp_path / "other")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    outcome = CliRunner().invoke(app, ["visual-words", str(tmp_path / "a.png"), "--model", str(tmp_path / "other")])
+    assert outcome.exit_code == 2
+    assert "visual words need a vw_lmm" in outcome.output

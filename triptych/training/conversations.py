@@ -1,0 +1,190 @@
+"""Conversations with images, in LLaVA's JSON layout or as `messages`, for the training of VW-LMM."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import load_dataset
+from torch.utils.data import Dataset
+from tqdm.auto import trange
+
+from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
+from triptych.processing.processing_vw_lmm import VwLmmProcessor
+from triptych.training.data import decode_image
+from triptych.training.questions import most_common_answer
+
+
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def _messages_of(row: dict[str, Any], index: int) -> list[dict[str, Any]]:
+    if row.get("messages"):
+        return row["messages"]
+    if not row.get("conversations"):
+        raise ValueError(f"Row {index} has neither `messages` nor `conversations`, only {', '.join(sorted(row))}.")
+    try:
+        return [{"role": _ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
+    except KeyError as error:
+        raise ValueError(
+            f"Row {index}: a turn needs `from` (human, gpt or system) and `value`; {error} is wrong."
+        ) from error
+
+
+class ConversationDataset(Dataset):
+    """Rows with `messages` or LLaVA's `conversations`, and `image` or `images`: paths, or what `datasets` decodes.
+
+    Args:
+        rows (`Sequence[dict]`): As above. In the texts every image stands as `<image>`.
+        image_folder (`str`, *optional*): Where relative paths start.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], image_folder: str | None = None):
+        self.rows = rows
+        self.image_folder = Path(image_folder or ".")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        images = row.get("images") or ([row["image"]] if row.get("image") else [])
+        images = [self.image_folder / image if isinstance(image, str) else image for image in images]
+        return {
+            "messages": _messages_of(row, index),
+            "images": [
+                decode_image({"path": str(i), "bytes": None} if isinstance(i, Path) else i, index) for i in images
+            ],
+        }
+
+    def lengths(self) -> list[int]:
+        """Characters of every conversation, negative without an image, for batches of one length and one kind."""
+        lengths = []
+        for index, row in enumerate(self.rows):
+            size = sum(len(str(message["content"])) for message in _messages_of(row, index))
+            lengths.append(size if row.get("image") or row.get("images") else -size)
+        return lengths
+
+
+def load_conversations(name: str, image_folder: str | None = None, split: str = "train") -> ConversationDataset:
+    """Load conversations from a JSON or JSON Lines file, or from the Hub.
+
+    Args:
+        name (`str`): A file in LLaVA's layout (a list of `{"image": path, "conversations": [...]}`) or with `messages`, or the
+            name of a Hub data set with a column of one of these names.
+        image_folder (`str`, *optional*): Where the paths of a file's images start. Default: its own folder.
+        split (`str`): Of a Hub data set.
+
+    Raises:
+        ValueError: If the file is no list of rows.
+    """
+    path = Path(name)
+    if not path.is_file():
+        return ConversationDataset(load_dataset(name, split=split))
+    text = path.read_text(encoding="utf-8")
+    rows = (
+        [json.loads(line) for line in text.splitlines() if line.strip()]
+        if path.suffix == ".jsonl"
+        else json.loads(text)
+    )
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{name} must hold a list of conversations, got {type(rows).__name__}.")
+    return ConversationDataset(rows, image_folder or str(path.parent))
+
+
+class QuestionConversations(Dataset):
+    """Questions about images (`triptych.training.questions.load_questions`), several of an image as one conversation.
+
+    Args:
+        data (`datasets.Dataset`): Rows with `image`, `image_id`, `question`, `answers`.
+        questions_per_image (`int`): Most questions of a conversation; more make another one.
+    """
+
+    def __init__(self, data: datasets.Dataset, questions_per_image: int = 5):
+        self.data = data.cast_column("image", datasets.Image(decode=False))
+        groups: dict[str, list[int]] = {}
+        for row, image_id in enumerate(data["image_id"]):
+            groups.setdefault(image_id, []).append(row)
+        self.groups = [
+            rows[start : start + questions_per_image]
+            for rows in groups.values()
+            for start in range(0, len(rows), questions_per_image)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rows = [self.data[row] for row in self.groups[index]]
+        messages = []
+        for turn, row in enumerate(rows):
+            question = row["question"] if turn else f"<image>\n{row['question']}"
+            messages += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": most_common_answer(row["answers"])},
+            ]
+        return {"messages": messages, "images": [decode_image(rows[0]["image"], self.groups[index][0])]}
+
+
+class ConversationCollator:
+    """Batch conversations through the processor; only answers are supervised.
+
+    Args:
+        processor (`VwLmmProcessor`): Of the model.
+    """
+
+    def __init__(self, processor: VwLmmProcessor):
+        self.processor = processor
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return self.processor.encode_conversations(
+            [item["messages"] for item in items],
+            images=[item["images"] for item in items],
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+
+
+@torch.no_grad()
+def ask(
+    model: VwLmmForCausalLM,
+    processor: VwLmmProcessor,
+    questions: Sequence[str],
+    images: Sequence[Any] | None,
+    batch_size: int = 32,
+    max_new_tokens: int = 16,
+) -> list[str]:
+    """Greedy answers to questions, one image each.
+
+    Args:
+        model, processor: A VW-LMM.
+        questions (`Sequence[str]`): Questions.
+        images (`Sequence[PIL.Image.Image]`, *optional*): Their images; without, the language model alone is asked.
+        batch_size, max_new_tokens (`int`): Questions at a time, longest answer in tokens.
+    """
+    was_training = model.training
+    model.eval()
+    answers: list[str] = []
+    for start in trange(0, len(questions), batch_size, desc="answer", unit="batch", leave=False):
+        texts = questions[start : start + batch_size]
+        shown = None if images is None else [[images[index]] for index in range(start, start + len(texts))]
+        prompts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": text if shown is None else f"<image>\n{text}"}],
+                add_generation_prompt=True,
+            )
+            for text in texts
+        ]
+        inputs = processor(images=shown, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+        inputs = inputs.to(model.device)
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[misc]
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        answers += [answer.strip() for answer in processor.batch_decode(new, skip_special_tokens=True)]
+    model.train(was_training)
+    return answers
+
+
+__all__ = ["ConversationCollator", "ConversationDataset", "QuestionConversations", "ask", "load_conversations"]

@@ -1,0 +1,109 @@
+"""Pictures made of OpenMoji drawings, with questions: what is this, how many, and which colour the ground has.
+
+The drawings of the test split are those that captions hold out: none of them is in a training picture.
+"""
+
+import io
+import random
+from typing import Any
+
+from datasets import Dataset
+from PIL import Image
+
+from triptych.training.openmoji import named_drawings, render
+
+
+GROUNDS = {
+    "white": (255, 255, 255),
+    "red": (250, 170, 165),
+    "orange": (255, 205, 145),
+    "yellow": (250, 245, 150),
+    "green": (175, 230, 165),
+    "blue": (165, 205, 250),
+    "purple": (215, 180, 245),
+    "grey": (205, 205, 205),
+}
+NUMBERS = ("one", "two", "three", "four")
+QUESTIONS = {
+    "what": "What is this?",
+    "number": "How many are there?",
+    "color": "Which colour is the background?",
+}
+
+
+class OpenMojiQuestions:
+    """Pictures of 96 x 96 pixels, each of one to four copies of a drawing, and three questions about each.
+
+    Args:
+        split (`str`): `"train"` or `"test"`.
+        pictures_per_drawing (`int`): Pictures of every drawing.
+        seed (`int`): Seed of colours, numbers and places.
+        image_size (`int`): Height and width of the pictures, in pixels.
+    """
+
+    def __init__(self, split: str, pictures_per_drawing: int = 1, seed: int = 0, image_size: int = 96):
+        self._drawings = {item["caption"]: item["svg"] for item in named_drawings()[split]}
+        self.image_size = image_size
+        self.rows = [
+            _scene(f"{seed}-{split}-{index}-{caption}", caption)
+            for caption in self._drawings
+            for index in range(pictures_per_drawing)
+        ]
+        random.Random(seed).shuffle(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        return {"images": [self.render(row)], "messages": _messages(row)}
+
+    def render(self, row: dict[str, Any]) -> Image.Image:
+        """The picture of a row of `rows`."""
+        picture = Image.new("RGB", (self.image_size,) * 2, GROUNDS[row["color"]])
+        side = round((0.8 if len(row["places"]) == 1 else 0.42) * self.image_size)
+        sprite = Image.open(io.BytesIO(render(self._drawings[row["what"]], side, background=None))).convert("RGBA")
+        for x, y in row["places"]:
+            corner = (round(x * self.image_size - sprite.width / 2), round(y * self.image_size - sprite.height / 2))
+            picture.paste(sprite, corner, sprite)
+        return picture
+
+    def questions(self) -> Dataset:
+        """Every question on its own, for evaluation: columns `picture` (index of the row), `question`, `answers`, `answer_type`."""
+        return Dataset.from_list(
+            [
+                {"picture": index, "question": QUESTIONS[kind], "answers": [row[kind]], "answer_type": kind}
+                for index, row in enumerate(self.rows)
+                for kind in QUESTIONS
+            ]
+        )
+
+
+def _scene(seed: str, caption: str) -> dict[str, Any]:
+    rng = random.Random(seed)
+    number = rng.randint(1, 4)
+    if number == 1:
+        places = [(rng.uniform(0.42, 0.58), rng.uniform(0.42, 0.58))]
+    else:
+        corners = rng.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], number)
+        places = [(x + rng.uniform(-0.04, 0.04), y + rng.uniform(-0.04, 0.04)) for x, y in corners]
+    order = rng.sample(list(QUESTIONS), len(QUESTIONS))
+    return {
+        "what": caption,
+        "number": NUMBERS[number - 1],
+        "color": rng.choice(list(GROUNDS)),
+        "places": places,
+        "order": order,
+    }
+
+
+def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
+    """All three questions as one conversation; the image stands before the first."""
+    messages = []
+    for index, kind in enumerate(row["order"]):
+        question = QUESTIONS[kind] if index else f"<image>\n{QUESTIONS[kind]}"
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": row[kind]}]
+    return messages
+
+
+__all__ = ["GROUNDS", "NUMBERS", "QUESTIONS", "OpenMojiQuestions"]

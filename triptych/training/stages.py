@@ -1,0 +1,85 @@
+"""The four training stages of VW-LMM: what each one trains, and towards what.
+
+The authors published no training code. What is known of the stages, and what is our choice, is in `docs/vw_lmm.md`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
+
+
+ADAPTER = "model.multi_modal_projector"
+LANGUAGE_MODEL = "model.language_model"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Args:
+        trained (`tuple[str, ...]`): Modules that are trained; all others are frozen, the vision tower always.
+        visual_loss (`str`): `visual_loss` of the configuration during the stage.
+        learning_rate (`float`): Peak learning rate (LLaVA-1.5's for the first two).
+    """
+
+    trained: tuple[str, ...]
+    visual_loss: Literal["visual_words", "fit_vm_head", "none"]
+    learning_rate: float
+
+
+STAGES = {
+    "align": Stage((ADAPTER,), "none", 1e-3),
+    "instruct": Stage((ADAPTER, LANGUAGE_MODEL, "lm_head"), "none", 2e-5),
+    "fit_vm_head": Stage(("vm_head",), "fit_vm_head", 1e-3),
+    "joint": Stage((ADAPTER, LANGUAGE_MODEL, "lm_head"), "visual_words", 2e-5),
+}
+
+
+def prepare_stage(model: VwLmmForCausalLM, stage: Stage, lora_rank: int | None = None) -> nn.Module:
+    """Freeze and unfreeze the model for a stage, and set its loss.
+
+    Args:
+        model ([`VwLmmForCausalLM`]): The model; changed in place.
+        stage ([`Stage`]): What to train.
+        lora_rank (`int`, *optional*): Train the language model through LoRA adapters of this rank; `merge_and_unload` of the
+            returned model ends the stage.
+
+    Returns:
+        `nn.Module`: What to hand to the trainer: the model, or a `PeftModel` around it.
+
+    Raises:
+        ValueError: If the stage trains a module that the model does not have.
+    """
+    model.config.visual_loss = stage.visual_loss
+    model.requires_grad_(False)
+    trained: nn.Module = model
+    with_lora = False
+    if lora_rank is not None and LANGUAGE_MODEL in stage.trained:
+        with_lora = True
+        from peft import LoraConfig, get_peft_model
+
+        pattern = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+        trained = get_peft_model(model, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=pattern))  # type: ignore[arg-type]
+    for name in stage.trained:
+        if with_lora and name in (LANGUAGE_MODEL, "lm_head"):
+            continue
+        try:
+            module = model.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(f"The stage trains `{name}`, which the model does not have.") from error
+        module.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in trained.parameters()):
+        raise ValueError(f"The stage trains nothing: {stage}.")
+    return trained
+
+
+def trained_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Name and value of what has a gradient."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+__all__ = ["STAGES", "Stage", "prepare_stage", "trained_parameters"]
