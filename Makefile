@@ -34,6 +34,7 @@ bench: $(PREPARED)  ## Measure speed and memory as ratios
 	$(BIN)/python benchmarks/captioning_cache.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/two_passes.py
+	$(BIN)/python benchmarks/visual_loss.py
 
 clean:  ## Remove the environment and caches; outputs stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
