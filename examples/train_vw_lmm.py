@@ -11,19 +11,21 @@ finished stage is a checkpoint, and the same command goes on behind the last one
 """
 
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import ConcatDataset, Dataset
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from triptych import VwLmmForCausalLM, VwLmmProcessor
 from triptych.hub import save_repository
 from triptych.training.card import visual_words_card
-from triptych.training.conversations import ConversationCollator, QuestionConversations, ask, load_conversations
+from triptych.training.conversations import ConversationTrainer, QuestionConversations, ask, load_conversations
 from triptych.training.easy_vqa import load_easy_vqa
 from triptych.training.finetuning import read_json
 from triptych.training.openmoji_questions import OpenMojiQuestions
@@ -101,27 +103,53 @@ def training_set(args: VwLmmArguments, seed: int) -> Dataset:
 
 def run_stage(
     name: str,
-    model: VwLmmForCausalLM,
-    processor: VwLmmProcessor,
+    start: Path,
+    folder: Path,
     data: Dataset,
     args: VwLmmArguments,
     training_args: TrainingArguments,
     visual_loss: str | None = None,
-) -> list[dict[str, Any]]:
-    """Train one stage; returns its log."""
+    pseudo_image_features: bool = False,
+) -> None:
+    """Train one stage from the checkpoint in `start` to the one in `folder`, whose `log.jsonl` says that it is finished.
+
+    An interrupted stage goes on behind its last `checkpoint-...`, if `save_strategy` left one.
+    """
+    if (folder / "log.jsonl").exists():
+        print(f"{folder} is finished; going on behind it.")
+        return
     set_seed(training_args.seed)
+    model, processor = load(start)
+    model.config.pseudo_image_features = pseudo_image_features
     stage = STAGES[name] if visual_loss is None else replace(STAGES[name], visual_loss=visual_loss)
     trained = prepare_stage(model, stage, args.lora_rank)
     stage_args = replace(
         training_args,
+        output_dir=str(folder),
         max_steps=read_json("steps", args.steps)[name],
         learning_rate=read_json("learning_rates", args.learning_rates)[name],
     )
-    trainer = Trainer(trained, stage_args, data_collator=ConversationCollator(processor), train_dataset=data)
-    trainer.train()
-    if trained is not model:
-        trained.merge_and_unload()
-    return trainer.state.log_history
+    trainer = ConversationTrainer(model=trained, args=stage_args, train_dataset=data, processing_class=processor)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    if trained is model:
+        trainer.save_model(str(folder))  # gathers what FSDP and DeepSpeed have shared out
+    elif trainer.is_world_process_zero():
+        trained.merge_and_unload().save_pretrained(folder)
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(folder)
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        log = "".join(json.dumps(row) + "\n" for row in trainer.state.log_history)
+        (folder / "log.jsonl").write_text(log, encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+
+
+def load(folder: Path) -> tuple[VwLmmForCausalLM, VwLmmProcessor]:
+    """A stage's checkpoint."""
+    # On a CPU eager attention is faster than sdpa for short texts.
+    attention = "sdpa" if torch.accelerator.is_available() else "eager"
+    model = VwLmmForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    return model, VwLmmProcessor.from_pretrained(folder)
 
 
 def evaluate(
@@ -150,8 +178,6 @@ def build(args: VwLmmArguments) -> tuple[VwLmmForCausalLM, VwLmmProcessor]:
         args.vision, text, model.config.image_seq_length, chat_template, text_kwargs
     )
     model.config.image_token_id = processor.image_token_id
-    if not torch.accelerator.is_available():
-        model.set_attn_implementation("eager")  # faster than sdpa on a CPU for short texts
     return model, processor
 
 
@@ -176,13 +202,6 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     )
 
 
-def save_stage(folder: Path, model: VwLmmForCausalLM, processor: VwLmmProcessor, log: list[dict[str, Any]]) -> None:
-    """A checkpoint; its log comes last and says that the stage is finished."""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
-
-
 def main() -> None:
     parser = HfArgumentParser((VwLmmArguments, VwLmmTrainingArguments))
     args, training_args = parser.parse_args_into_dataclasses()
@@ -195,45 +214,46 @@ def main() -> None:
         missing = [name for name in (*before, last) if name not in read_json(argument, getattr(args, argument))]
         if missing:
             raise ValueError(f"`{argument}` says nothing about the stage {missing[0]!r}: {getattr(args, argument)}.")
-    data = training_set(args, training_args.seed)
+    with training_args.main_process_first(desc="data"):
+        data = training_set(args, training_args.seed)
+    is_main = training_args.process_index == 0
     test_set = OpenMojiQuestions("test", 1, training_args.seed) if args.dataset == "openmoji-questions" else None
     results: dict[str, dict[str, float]] = {}
 
-    def measure(name: str, with_images: bool = True) -> None:
-        if test_set is not None:
-            results[name] = evaluate(model, processor, test_set, args.num_eval_pictures, with_images)
+    def measure(name: str, folder: Path, with_images: bool = True) -> None:
+        if test_set is not None and is_main:
+            results[name] = evaluate(*load(folder), test_set, args.num_eval_pictures, with_images)
             print(f"\n{table(results)}\n", flush=True)
 
-    model, processor = build(args)
-    measure("the language model before, without images", with_images=False)
+    previous = output / "start"
+    if is_main and not (previous / "config.json").exists():
+        model, processor = build(args)
+        processor.save_pretrained(previous)
+        model.save_pretrained(previous)
+    PartialState().wait_for_everyone()
+    measure("the language model before, without images", previous, with_images=False)
     for name in before:
-        folder = output / name
-        if (folder / "log.jsonl").exists():
-            print(f"{folder} is finished; going on behind it.")
-            model = VwLmmForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        else:
-            save_stage(folder, model, processor, run_stage(name, model, processor, data, args, training_args))
-    start = {key: value.clone() for key, value in model.state_dict().items()}
+        run_stage(name, previous, output / name, data, args, training_args)
+        previous = output / name
     for name, (pseudo, visual_loss) in COMPARISON.items():
-        if not args.compare and name != RELEASED:
-            continue
-        model.load_state_dict(start)
-        model.config.pseudo_image_features = pseudo
-        log = run_stage(last, model, processor, data, args, training_args, visual_loss if last == "joint" else None)
-        measure(name)
-        if name == RELEASED:
-            measure(f"{name}, asked without images", with_images=False)
-        save_stage(output / "comparison" / name.replace(",", "").replace(" ", "-"), model, processor, log)
-
-    model = VwLmmForCausalLM.from_pretrained(output / "comparison" / RELEASED.replace(" ", "-"), dtype=torch.float32)
-    minutes = (time.perf_counter() - started) / 60
-    extra_files = {
-        "eval_results.json": results,
-        "training_arguments.json": {**asdict(args), "seed": training_args.seed},
-    }
-    card = visual_words_card(model, results.get(RELEASED, {}), asdict(args), training_args, minutes)
-    save_repository(output, model, processor, card, extra_files)
-    print(f"The repository is in {output}, after {minutes:.1f} minutes.")
+        if args.compare or name == RELEASED:
+            folder = output / "comparison" / name.replace(",", "").replace(" ", "-")
+            loss = visual_loss if last == "joint" else None
+            run_stage(last, previous, folder, data, args, training_args, loss, pseudo)
+            measure(name, folder)
+    final = output / "comparison" / RELEASED.replace(" ", "-")
+    measure(f"{RELEASED}, asked without images", final, with_images=False)
+    if is_main:
+        model, processor = load(final)
+        minutes = (time.perf_counter() - started) / 60
+        extra_files = {
+            "eval_results.json": results,
+            "training_arguments.json": {**asdict(args), "seed": training_args.seed},
+        }
+        card = visual_words_card(model, results.get(RELEASED, {}), asdict(args), training_args, minutes)
+        save_repository(output, model, processor, card, extra_files)
+        print(f"The repository is in {output}, after {minutes:.1f} minutes.")
+    PartialState().wait_for_everyone()
 
 
 if __name__ == "__main__":

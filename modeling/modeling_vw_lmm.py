@@ -347,6 +347,9 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         """
         tower = load_tower(vision, **(vision_kwargs or {}))
         language_model = AutoModelForCausalLM.from_pretrained(text, **(text_kwargs or {}))
+        if "gguf_file" in (text_kwargs or {}):  # its weights are expanded by now, which the configuration does not say
+            vars(language_model.config).pop("quantization_config", None)
+            vars(language_model).pop("hf_quantizer", None)
         has_class_token = tower.config.model_type.startswith("clip") or getattr(tower.config, "use_cls_token", False)
         fields = {
             "image_token_id": language_model.config.vocab_size,

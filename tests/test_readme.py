@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import triptych
 from tests.conftest import CAPTIONS, run_card_snippet, tiny_mammut, tiny_mammut_processor
 from tests.test_hub import CARD
+from tests.test_vw_lmm_training import write_towers
 from triptych import hub
 from triptych.cli import app
 from triptych.training.openmoji import load_openmoji_captions
@@ -80,6 +81,25 @@ def test_readme_commands_name_real_flags_and_targets():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_vw_lmm_snippets_run_one_after_another(tmp_path, capsys):
+    write_towers(tmp_path)
+    document = (ROOT / "docs" / "vw_lmm.md").read_text(encoding="utf-8")
+    assemble, ask = snippets(document)
+    namespace: dict = {}
+    exec(
+        re.sub(
+            r"vision, text = .*", f"vision, text = {str(tmp_path / 'vision')!r}, {str(tmp_path / 'text')!r}", assemble
+        ),
+        namespace,
+    )
+    model, processor = namespace["model"], namespace["processor"]
+    hub.save_repository(tmp_path / "vw-lmm", model, processor, CARD)
+    exec(ask.replace('"outputs/vw-lmm"', repr(str(tmp_path / "vw-lmm"))), namespace)
+    answer, words = capsys.readouterr().out.splitlines()
+    assert answer.startswith("['")
+    assert words.count("'") == 6
 
 
 def test_links_of_the_documents_exist():

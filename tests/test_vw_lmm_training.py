@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from typer.testing import CliRunner
 
 from tests.conftest import (
@@ -24,7 +24,14 @@ from tests.conftest import (
     vw_lmm_batch,
 )
 from triptych.cli import app
-from triptych.training.conversations import ConversationCollator, QuestionConversations, ask, load_conversations
+from triptych.training.conversations import (
+    ConversationCollator,
+    ConversationDataset,
+    ConversationTrainer,
+    QuestionConversations,
+    ask,
+    load_conversations,
+)
 from triptych.training.easy_vqa import load_easy_vqa
 from triptych.training.openmoji import named_drawings
 from triptych.training.openmoji_questions import GROUNDS, NUMBERS, QUESTIONS, OpenMojiQuestions
@@ -50,7 +57,7 @@ def test_llava_layout_and_messages(tmp_path):
         data = load_conversations(str(tmp_path / name))
         assert [len(item["images"]) for item in data] == [1, 0]
         assert data[0]["messages"][0] == {"role": "user", "content": "<image>\nWhat is it?"}
-        assert [length > 0 for length in data.lengths()] == [True, False]
+        assert [length > 1000 for length in data.lengths()] == [True, False]
         batch = ConversationCollator(tiny_vw_lmm_processor())([data[0], data[1]])
         assert batch["pixel_values"].shape[0] == 1
         assert ((batch["labels"] != -100).sum(-1) > 0).all()
@@ -63,6 +70,25 @@ def test_llava_layout_and_messages(tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps([{"image": "lost.png", "conversations": turns}]))
     with pytest.raises(ValueError, match=r"lost\.png \(row 0\) cannot be read"):
         load_conversations(str(tmp_path / "bad.json"))[0]
+
+
+def test_batches_hold_conversations_of_one_length_and_kind(tmp_path):
+    sizes = [3, 300] * 64
+    rows = [
+        {"messages": [{"role": "user", "content": "a" * size}, {"role": "assistant", "content": "b"}]}
+        for size in sizes
+    ]
+    rows += [{**row, "images": ["a.png"]} for row in rows]
+    data = ConversationDataset(rows)
+    arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=4, use_cpu=True, report_to="none")
+    trainer = ConversationTrainer(
+        model=tiny_vw_lmm(), args=arguments, train_dataset=data, processing_class=tiny_vw_lmm_processor()
+    )
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(256))
+    lengths = data.lengths()
+    batches = [{lengths[index] for index in order[start : start + 4]} for start in range(0, 256, 4)]
+    assert sum(len(batch) == 1 for batch in batches) > 40  # one in a shuffled order
 
 
 def test_questions_of_an_image_become_one_conversation():
@@ -211,7 +237,7 @@ def test_the_script_trains_all_stages_goes_on_and_compares(tmp_path, monkeypatch
         assert f"{row} |" in result.stdout
     again = run(*arguments)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("is finished") == 3
+    assert again.stdout.count("is finished") == 6
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 30), "red").save("picture.png")
     outcome = CliRunner().invoke(app, ["visual-words", "picture.png", "--model", str(tmp_path / "run")])

@@ -8,8 +8,10 @@ from typing import Any
 import datasets
 import torch
 from datasets import load_dataset
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from tqdm.auto import trange
+from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
 from triptych.processing.processing_vw_lmm import VwLmmProcessor
@@ -17,6 +19,7 @@ from triptych.training.data import decode_image
 from triptych.training.questions import most_common_answer
 
 
+_IMAGE_LENGTH = 100_000
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -60,11 +63,12 @@ class ConversationDataset(Dataset):
         }
 
     def lengths(self) -> list[int]:
-        """Characters of every conversation, negative without an image, for batches of one length and one kind."""
+        """Length of every conversation, for batches of similar ones: its characters, and as many again as no text has per image."""
         lengths = []
         for index, row in enumerate(self.rows):
-            size = sum(len(str(message["content"])) for message in _messages_of(row, index))
-            lengths.append(size if row.get("image") or row.get("images") else -size)
+            images = len(row.get("images") or ([row["image"]] if row.get("image") else []))
+            characters = sum(len(str(message["content"])) for message in _messages_of(row, index))
+            lengths.append(characters + _IMAGE_LENGTH * images)
         return lengths
 
 
@@ -148,6 +152,27 @@ class ConversationCollator:
         )
 
 
+class ConversationTrainer(Trainer):
+    """transformers' trainer; data sets that know their `lengths()` are batched by them, so that little is padding.
+
+    Args:
+        processing_class (`VwLmmProcessor`): Of the model.
+        kwargs: As usual.
+    """
+
+    def __init__(self, *, processing_class: VwLmmProcessor, **kwargs: Any):
+        collator = ConversationCollator(processing_class)
+        super().__init__(data_collator=collator, processing_class=processing_class, **kwargs)  # type: ignore[arg-type]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if not hasattr(dataset, "lengths"):
+            return super()._get_train_sampler(train_dataset)
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return LengthGroupedSampler(batch_size, lengths=dataset.lengths(), generator=generator)
+
+
 @torch.no_grad()
 def ask(
     model: VwLmmForCausalLM,
@@ -187,4 +212,11 @@ def ask(
     return answers
 
 
-__all__ = ["ConversationCollator", "ConversationDataset", "QuestionConversations", "ask", "load_conversations"]
+__all__ = [
+    "ConversationCollator",
+    "ConversationDataset",
+    "ConversationTrainer",
+    "QuestionConversations",
+    "ask",
+    "load_conversations",
+]
