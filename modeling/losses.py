@@ -202,7 +202,9 @@ class _Divergence(torch.autograd.Function):
                 logit_gradient = logit_gradient.div_(temperature).to(dtype)
                 if wanted[side]:
                     gradients[side][rows] = logit_gradient @ weights[side]
-                if wanted[side + 2]:
+                if wanted[side + 2] and dtype == torch.float32:
+                    gradients[side + 2].addmm_(logit_gradient.T, states)  # no second tensor of the weight's size
+                elif wanted[side + 2]:
                     gradients[side + 2] += logit_gradient.T @ states
 
             for start in range(0, len(student), chunk_size):
