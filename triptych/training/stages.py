@@ -6,7 +6,6 @@ The authors published no training code. What is known of the stages, and what is
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
@@ -77,9 +76,4 @@ def prepare_stage(model: VwLmmForCausalLM, stage: Stage, lora_rank: int | None =
     return trained
 
 
-def trained_parameters(model: nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Name and value of what has a gradient."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-__all__ = ["STAGES", "Stage", "prepare_stage", "trained_parameters"]
+__all__ = ["STAGES", "Stage", "prepare_stage"]
