@@ -41,7 +41,7 @@ class VisualWordMap:
 def readable(token: str) -> str:
     """A token as people read it: without the mark of a leading space; blank if it is no visible text."""
     text = token.replace("▁", " ").replace("Ġ", " ").strip()  # SentencePiece's and byte-level BPE's space
-    return text if text.isprintable() and not text.startswith("<0x") else ""
+    return text if text.isprintable() and "\ufffd" not in text and not text.startswith("<0x") else ""
 
 
 @torch.no_grad()
@@ -67,7 +67,10 @@ def visual_word_map(
         raise ValueError(f"The {ids.shape[1]} patches of the image form no square.")
     features = model.get_image_features(pixel_values, return_dict=True).pooler_output[0]
     distribution = model.vm_head(features).float().softmax(-1)  # (num_patches, vocab_size)
-    decode = processor.tokenizer.convert_ids_to_tokens
+
+    def decode(token_id: int) -> str:
+        return processor.tokenizer.decode([token_id], skip_special_tokens=True)
+
     heat: dict[str, np.ndarray] = {}
     for token_id in distribution.mean(0).topk(10 * num_heat_maps).indices.tolist():
         name = readable(decode(token_id))
@@ -118,7 +121,7 @@ def draw_png(found: VisualWordMap, path: Path) -> None:
         small.imshow(
             heat, extent=(0, side, side, 0), cmap="magma", alpha=0.75, vmin=0, vmax=max(float(heat.max()), 1e-6)
         )
-        small.set_title(f"{name}\n{heat.mean():.1%} of the image, up to {heat.max():.0%}", fontsize=9)
+        small.set_title(f"{name}\n{heat.mean():.1%}, up to {heat.max():.0%}", fontsize=9)
     right.suptitle("words with the greatest share, and where they are", fontsize=10)
     figure.savefig(path, dpi=110)
 
