@@ -207,32 +207,40 @@ class _Divergence(torch.autograd.Function):
                 elif wanted[side + 2]:
                     gradients[side + 2] += logit_gradient.T @ states
 
+            def log_probabilities(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+                logits = (states @ weight.T).float().div_(temperature)  # (chunk, vocab_size)
+                return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
             for start in range(0, len(student), chunk_size):
                 rows = slice(start, start + chunk_size)
                 states = (student[rows].to(dtype), target[rows].to(dtype))
-                log_student, log_target = (  # (chunk, vocab_size) each
-                    nn.functional.log_softmax((state @ weight.T).float() / temperature, dim=-1)
-                    for state, weight in zip(states, weights, strict=True)
-                )
+                log_student = log_probabilities(states[0], weights[0])
+                log_target = log_probabilities(states[1], weights[1])
                 probabilities = log_target.exp()
-                log_ratio = log_target.sub_(log_student)
-                divergence = (probabilities * log_ratio).sum(-1, keepdim=True)
+                divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
+                divergence = divergences.sum(-1, keepdim=True)
                 total += divergence.sum()
                 if wanted[0] or wanted[2]:
                     pull_back(0, rows, states[0], log_student.exp_().sub_(probabilities))
                 if wanted[1] or wanted[3]:
-                    pull_back(1, rows, states[1], log_ratio.sub_(divergence).mul_(probabilities))
-        ctx.save_for_backward(*gradients)
+                    pull_back(1, rows, states[1], divergences.addcmul_(probabilities, divergence, value=-1))
+        ctx.gradients = gradients
         ctx.dtypes = [x.dtype for x in inputs]
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "The gradients of the visual loss were handed out: call `backward` once per forward pass."
+            )
+        # In place and without a reference left behind: a second tensor of the weight's size would double the peak.
         gradients = [
-            None if gradient is None else (gradient * grad_output).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if gradient is None else gradient.mul_(grad_output).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         ]
+        ctx.gradients = None
         return *gradients, None, None, None
 
 

@@ -414,10 +414,13 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         def mixture(features: torch.Tensor) -> torch.Tensor:
             return self.vm_head(features).float().softmax(-1).to(table.dtype) @ table
 
-        # One image at a time: its distributions are as large as a hundred times its features.
+        # Some patches at a time: their distributions are as large as a hundred times their features.
+        chunks = image_features.flatten(0, 1).split(512)
         if torch.is_grad_enabled():
-            return torch.stack([checkpoint(mixture, features, use_reentrant=False) for features in image_features])
-        return torch.stack([mixture(features) for features in image_features])
+            mixtures = [checkpoint(mixture, chunk, use_reentrant=False) for chunk in chunks]
+        else:
+            mixtures = [mixture(chunk) for chunk in chunks]
+        return torch.cat(mixtures).view_as(image_features)
 
     @can_return_tuple
     def forward(

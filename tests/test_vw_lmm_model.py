@@ -231,7 +231,11 @@ def test_visual_loss_of_half_precision_is_near_the_full_one():
 
 
 def test_bad_visual_losses():
-    states, head = torch.randn(2, 4), nn.Linear(4, 5)
+    states, head = torch.randn(2, 4), nn.Linear(4, 5, bias=False)
+    loss = visual_modeling_loss(states, states, head, head)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="call `backward` once per forward pass"):
+        loss.backward()
     with pytest.raises(ValueError, match="`kind` must be"):
         visual_modeling_loss(states, states, head, head, "none")
     with pytest.raises(ValueError, match="got 2 `hidden_states` and 1 `image_features`"):
