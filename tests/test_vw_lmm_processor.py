@@ -1,5 +1,6 @@
 """VW-LMM's processor: templates, chunk-wise tokenisation, placeholders, labels, padding, squares."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,33 @@ def test_text_around_an_image_is_tokenised_in_chunks(mistral):
     ids = mistral(images=RED, text="[INST] <image>\nQ1 [/INST]").input_ids[0]
     assert ids[:8] == [1, 733, 16289, 28793, 28705, 32000, 32000, 32000]
     assert ids[8:10] == [28705, 13]  # the space piece that a whole string loses without `legacy`
+    assert ids.count(1) == 1
+
+
+def llama_tokenizer(legacy: bool) -> LlamaTokenizer:
+    pieces = json.loads((FIXTURES / "llama_tokenizer" / "vocabulary.json").read_text(encoding="utf-8"))
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    # SentencePiece merges any two pieces that give a third one, the one of the lowest id first.
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in pieces[259:]
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    ]
+    return LlamaTokenizer(vocab=ids, merges=merges, legacy=legacy, add_bos_token=True, pad_token="<unk>")
+
+
+@pytest.mark.parametrize("legacy", [True, False], ids=["legacy", "not-legacy"])
+def test_vicuna_ids(legacy):
+    tokenizer = llama_tokenizer(legacy)
+    tokenizer.add_tokens([AddedToken("<image>", special=True, normalized=False)])
+    processor = VwLmmProcessor(LlavaImageProcessor(), tokenizer, "vicuna_v1", image_seq_length=3)
+    prompt = processor.apply_chat_template([ask("Q1", RED)], add_generation_prompt=True)
+    ids = processor(images=RED, text=prompt).input_ids[0]
+    first = ids.index(32000)
+    assert ids[:5] == [1, 319, 13563, 1546, 263]  # <s> A chat between a
+    assert ids[first - 4 : first] == [3148, 1001, 29901, 29871]  # " USER: "
+    assert ids[first + 3 :] == [29871, 13, 29984, 29896, 319, 1799, 9047, 13566, 29901]  # "\nQ1 ASSISTANT:"
     assert ids.count(1) == 1
 
 
