@@ -53,27 +53,30 @@ def prepare_stage(model: VwLmmForCausalLM, stage: Stage, lora_rank: int | None =
     Raises:
         ValueError: If the stage trains a module that the model does not have.
     """
-    model.config.visual_loss = stage.visual_loss
-    model.requires_grad_(False)
-    trained: nn.Module = model
-    with_lora = False
-    if lora_rank is not None and LANGUAGE_MODEL in stage.trained:
-        with_lora = True
-        from peft import LoraConfig, get_peft_model
-
-        pattern = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-        trained = get_peft_model(model, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=pattern))  # type: ignore[arg-type]
+    modules = {}
     for name in stage.trained:
-        if with_lora and name in (LANGUAGE_MODEL, "lm_head"):
-            continue
         try:
-            module = model.get_submodule(name)
+            modules[name] = model.get_submodule(name)
         except AttributeError as error:
             raise ValueError(f"The stage trains `{name}`, which the model does not have.") from error
-        module.requires_grad_(True)
-    if not any(parameter.requires_grad for parameter in trained.parameters()):
+    if not modules:
         raise ValueError(f"The stage trains nothing: {stage}.")
-    return trained
+    model.config.visual_loss = stage.visual_loss
+    model.requires_grad_(False)
+    if lora_rank is not None and LANGUAGE_MODEL in modules:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=lora_rank,
+            lora_alpha=2 * lora_rank,
+            target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+            # trained whole, and part of every checkpoint
+            modules_to_save=[name for name in modules if name not in (LANGUAGE_MODEL, "lm_head")],
+        )
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+    for module in modules.values():
+        module.requires_grad_(True)
+    return model
 
 
 __all__ = ["STAGES", "Stage", "prepare_stage"]
