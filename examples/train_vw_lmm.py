@@ -14,19 +14,28 @@ finished stage is a checkpoint, and the same command goes on behind the last one
 import json
 import shutil
 import time
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate import PartialState
-from torch.utils.data import ConcatDataset, Dataset
+from PIL import Image
+from torch.utils.data import Dataset
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from triptych import VwLmmForCausalLM, VwLmmProcessor
 from triptych.hub import save_repository
 from triptych.training.card import visual_words_card
-from triptych.training.conversations import ConversationTrainer, QuestionConversations, ask, load_conversations
+from triptych.training.conversations import (
+    ConversationMixture,
+    ConversationTrainer,
+    QuestionConversations,
+    ask,
+    load_conversations,
+)
 from triptych.training.easy_vqa import load_easy_vqa
 from triptych.training.finetuning import read_json
 from triptych.training.openmoji_questions import OpenMojiQuestions
@@ -34,6 +43,9 @@ from triptych.training.optimization import best_precision
 from triptych.training.questions import evaluate_answers
 from triptych.training.smollm2 import CHAT_TEMPLATE, smollm2_checkpoint
 from triptych.training.stages import STAGES, prepare_stage
+
+
+EASY_VQA_QUESTIONS = 1500  # of 38,575: the shapes are soon learned
 
 
 @dataclass
@@ -53,15 +65,15 @@ class VwLmmArguments:
     )
     image_folder: str | None = field(default=None, metadata={"help": "Where the paths of a JSON file's images start."})
     pictures_per_drawing: int = field(
-        default=4, metadata={"help": "Pictures of every OpenMoji drawing in the training split."}
+        default=2, metadata={"help": "Pictures of every OpenMoji drawing in the training split."}
     )
     stages: str = field(default="align,instruct,fit_vm_head,joint", metadata={"help": "Stages to train, in order."})
     steps: str = field(
-        default='{"align": 100, "instruct": 300, "fit_vm_head": 60, "joint": 80}',
+        default='{"align": 60, "instruct": 560, "fit_vm_head": 50, "joint": 90}',
         metadata={"help": "JSON: optimiser steps of every stage."},
     )
     learning_rates: str = field(
-        default='{"align": 1e-3, "instruct": 3e-4, "fit_vm_head": 1e-3, "joint": 1e-4}',
+        default='{"align": 1e-3, "instruct": 2e-4, "fit_vm_head": 1e-3, "joint": 2e-4}',
         metadata={"help": "JSON: peak learning rate of every stage. The defaults suit the small model."},
     )
     lora_rank: int | None = field(
@@ -73,14 +85,14 @@ class VwLmmArguments:
             "help": "Train the last stage also without the visual loss and with pseudo image features, and print the table."
         },
     )
-    num_eval_pictures: int = field(default=120, metadata={"help": "Held-out pictures of the final evaluation."})
+    num_eval_pictures: int = field(default=300, metadata={"help": "Held-out pictures of the final evaluation."})
 
 
 @dataclass
 class VwLmmTrainingArguments(TrainingArguments):
     """transformers' own arguments, with defaults for the small model."""
 
-    per_device_train_batch_size: int = 8
+    per_device_train_batch_size: int = 16
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.05
     adam_beta2: float = 0.98
@@ -99,7 +111,8 @@ def training_set(args: VwLmmArguments, seed: int) -> Dataset:
     if args.dataset != "openmoji-questions":
         return load_conversations(args.dataset, args.image_folder)
     drawings = OpenMojiQuestions("train", args.pictures_per_drawing, seed)
-    return ConcatDataset([drawings, QuestionConversations(load_easy_vqa()["train"], questions_per_image=3)])
+    shapes = load_easy_vqa()["train"].shuffle(seed=seed).select(range(EASY_VQA_QUESTIONS))
+    return ConversationMixture([drawings, QuestionConversations(shapes)])
 
 
 def run_stage(
@@ -127,6 +140,7 @@ def run_stage(
     stage_args = replace(
         training_args,
         output_dir=str(folder),
+        seed=training_args.seed + list(STAGES).index(name),  # another order of the data in every stage
         max_steps=read_json("steps", args.steps)[name],
         learning_rate=read_json("learning_rates", args.learning_rates)[name],
     )
@@ -153,19 +167,35 @@ def load(folder: Path) -> tuple[VwLmmForCausalLM, VwLmmProcessor]:
     return model, VwLmmProcessor.from_pretrained(folder)
 
 
-def evaluate(
-    model: VwLmmForCausalLM,
-    processor: VwLmmProcessor,
-    test_set: OpenMojiQuestions,
-    num_pictures: int,
-    with_images: bool = True,
-) -> dict[str, float]:
-    """Accuracy on held-out drawings, in all and per kind of question."""
-    questions = test_set.questions()
-    questions = questions.filter(lambda row: row["picture"] < num_pictures)
-    pictures = [test_set[index]["images"][0] for index in range(min(num_pictures, len(test_set)))]
-    images = [pictures[index] for index in questions["picture"]] if with_images else None
-    return evaluate_answers(ask(model, processor, questions["question"], images), questions)
+def held_out_questions(num_pictures: int, seed: int) -> tuple[datasets.Dataset, list[Image.Image]]:
+    """Questions about held-out drawings, and half as many of easy-VQA's test split as there are pictures; with their images."""
+    drawings = OpenMojiQuestions("test", seed=seed)
+    questions = drawings.questions().filter(lambda row: row["picture"] < num_pictures)
+    pictures = [drawings[index]["images"][0] for index in range(min(num_pictures, len(drawings)))]
+    shapes = load_easy_vqa()["test"].shuffle(seed=seed).select(range(num_pictures // 2))
+    columns = [
+        {
+            "image": pictures[row["picture"]],
+            "question": row["question"],
+            "answers": row["answers"],
+            "kind": row["answer_type"],
+        }
+        for row in questions
+    ] + [{**row, "kind": "easy-VQA"} for row in shapes]
+    columns.sort(key=lambda row: row["kind"])  # a batch waits for its longest answer
+    names = {"question": "question", "answers": "answers", "answer_type": "kind"}
+    rows = datasets.Dataset.from_dict({name: [row[key] for row in columns] for name, key in names.items()})
+    return rows, [row["image"] for row in columns]
+
+
+def commonest_answers(questions: datasets.Dataset, seed: int) -> dict[str, float]:
+    """Accuracy of always giving the training split's commonest answer to a kind of question."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for row in OpenMojiQuestions("train", seed=seed).questions():
+        counts[row["answer_type"]].update(row["answers"])
+    for row in load_easy_vqa()["train"].remove_columns("image"):
+        counts["easy-VQA"].update(row["answers"])
+    return evaluate_answers([counts[kind].most_common(1)[0][0] for kind in questions["answer_type"]], questions)
 
 
 def build(args: VwLmmArguments) -> tuple[VwLmmForCausalLM, VwLmmProcessor]:
@@ -218,42 +248,52 @@ def main() -> None:
     with training_args.main_process_first(desc="data"):
         data = training_set(args, training_args.seed)
     is_main = training_args.process_index == 0
-    test_set = OpenMojiQuestions("test", 1, training_args.seed) if args.dataset == "openmoji-questions" else None
     results: dict[str, dict[str, float]] = {}
+    if is_main and args.dataset == "openmoji-questions":
+        questions, images = held_out_questions(args.num_eval_pictures, training_args.seed)
+        results["the commonest answer"] = commonest_answers(questions, training_args.seed)
 
     def measure(name: str, folder: Path, with_images: bool = True) -> None:
-        if test_set is not None and is_main:
-            results[name] = evaluate(*load(folder), test_set, args.num_eval_pictures, with_images)
+        if results:
+            answers = ask(*load(folder), questions["question"], images if with_images else None)
+            results[name] = evaluate_answers(answers, questions)
             print(f"\n{table(results)}\n", flush=True)
 
-    previous = output / "start"
-    if is_main and not (previous / "config.json").exists():
+    start, final = output / "start", output / "comparison" / RELEASED.replace(" ", "-")
+    if is_main and not (start / "config.json").exists():
         model, processor = build(args)
-        processor.save_pretrained(previous)
-        model.save_pretrained(previous)
+        processor.save_pretrained(start)
+        model.save_pretrained(start)
     PartialState().wait_for_everyone()
-    measure("the language model before, without images", previous, with_images=False)
+    measure("the language model before, without images", start, with_images=False)
+    previous, trained = start, {}
     for name in before:
-        run_stage(name, previous, output / name, data, args, training_args)
-        previous = output / name
+        trained[name] = output / name
+        run_stage(name, previous, trained[name], data, args, training_args)
+        previous = trained[name]
     for name, (pseudo, visual_loss) in COMPARISON.items():
         if args.compare or name == RELEASED:
-            folder = output / "comparison" / name.replace(",", "").replace(" ", "-")
+            folder = trained[f"{last}, {name}"] = output / "comparison" / name.replace(",", "").replace(" ", "-")
             loss = visual_loss if last == "joint" else None
             run_stage(last, previous, folder, data, args, training_args, loss, pseudo)
             measure(name, folder)
-    final = output / "comparison" / RELEASED.replace(" ", "-")
     measure(f"{RELEASED}, asked without images", final, with_images=False)
     if is_main:
         model, processor = load(final)
-        minutes = (time.perf_counter() - started) / 60
+        log = [
+            {"stage": stage, **json.loads(line)}
+            for stage, folder in trained.items()
+            for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        minutes = sum(row.get("train_runtime", 0) for row in log) / 60
         extra_files = {
             "eval_results.json": results,
             "training_arguments.json": {**asdict(args), "seed": training_args.seed},
+            "training_log.jsonl": "".join(json.dumps(row) + "\n" for row in log),
         }
         card = visual_words_card(model, results.get(RELEASED, {}), asdict(args), training_args, minutes)
         save_repository(output, model, processor, card, extra_files)
-        print(f"The repository is in {output}, after {minutes:.1f} minutes.")
+        print(f"The repository is in {output}, after {(time.perf_counter() - started) / 60:.1f} minutes.")
     PartialState().wait_for_everyone()
 
 

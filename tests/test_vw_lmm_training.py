@@ -1,16 +1,20 @@
 """Training VW-LMM: conversations, stages, LoRA, the script, and pictures of visual words."""
 
+import functools
+import importlib.util
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 from typer.testing import CliRunner
 
 from tests.conftest import (
@@ -27,6 +31,7 @@ from triptych.cli import app
 from triptych.training.conversations import (
     ConversationCollator,
     ConversationDataset,
+    ConversationMixture,
     ConversationTrainer,
     QuestionConversations,
     ask,
@@ -88,7 +93,12 @@ def test_batches_hold_conversations_of_one_length_and_kind(tmp_path):
     assert sorted(order) == list(range(256))
     lengths = data.lengths()
     batches = [{lengths[index] for index in order[start : start + 4]} for start in range(0, 256, 4)]
+    assert max(lengths) in batches[0]
     assert sum(len(batch) == 1 for batch in batches) > 40  # one in a shuffled order
+    means = [sum(batch) / len(batch) for batch in batches]
+    assert sum(first < second for first, second in itertools.pairwise(means)) > 10  # not sorted
+    mixture = ConversationMixture([data, OpenMojiQuestions("test", 1)])
+    assert len(mixture.lengths()) == len(mixture)
 
 
 def test_questions_of_an_image_become_one_conversation():
@@ -99,21 +109,24 @@ def test_questions_of_an_image_become_one_conversation():
     assert all(len(item["messages"]) <= 8 for item in items)
     assert all(item["messages"][0]["content"].startswith("<image>\n") for item in items)
     assert all("<image>" not in message["content"] for item in items for message in item["messages"][1:])
+    assert len(conversations.lengths()) == len(conversations)
 
 
 def test_openmoji_pictures_show_what_their_answers_say():
-    data = OpenMojiQuestions("test", 1)
-    assert not {row["what"] for row in data.rows} & {item["caption"] for item in named_drawings()["train"]}
+    data = OpenMojiQuestions("test")
+    assert not {row["caption"] for row in data.rows} & {item["caption"] for item in named_drawings()["train"]}
     for index in range(0, len(data), 40):
-        row, picture = data.rows[index], data[index]["images"][0]
-        assert picture.getpixel((0, 0)) == GROUNDS[row["color"]]
-        assert len(row["places"]) == NUMBERS.index(row["number"]) + 1
+        row, picture, answers = data.rows[index], data[index]["images"][0], data.rows[index]["answers"]
+        if "what" in answers:
+            assert row["caption"].startswith(answers["what"])
+            continue
+        assert picture.getpixel((0, 0)) == GROUNDS[answers["color"]]
+        assert len(row["places"]) == NUMBERS.index(answers["number"]) + 1
         for x, y in row["places"]:
             box = (round(96 * x) - 16, round(96 * y) - 16, round(96 * x) + 16, round(96 * y) + 16)
-            assert {colour for _, colour in picture.crop(box).getcolors(2000)} != {GROUNDS[row["color"]]}
+            assert {colour for _, colour in picture.crop(box).getcolors(2000)} != {GROUNDS[answers["color"]]}
     questions = data.questions()
-    assert len(questions) == 3 * len(data)
-    assert set(questions["answer_type"]) == set(QUESTIONS)
+    assert Counter(questions["answer_type"]) == dict.fromkeys(QUESTIONS, len(named_drawings()["test"]))
 
 
 # Stages
@@ -127,9 +140,10 @@ def test_gradient_reaches_exactly_what_a_stage_trains(name, lora_rank):
     trained(**batch).loss.backward()
     touched = {key for key, p in trained.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     adapter = {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
-    assert (adapter <= {key.split("multi_modal_projector.")[-1] for key in touched}) == (
-        name in ("align", "instruct", "joint")
-    )
+    touched_in_adapter = {
+        key.split("multi_modal_projector.")[-1].removeprefix("modules_to_save.default.") for key in touched
+    }
+    assert (adapter <= touched_in_adapter) == (name in ("align", "instruct", "joint"))
     assert any("vm_head" in key for key in touched) == (name == "fit_vm_head")
     assert not any("vision_tower" in key for key in touched)
     language = {key for key in touched if "language_model" in key or "lm_head" in key}
@@ -229,7 +243,7 @@ def test_the_script_trains_all_stages_goes_on_and_compares(tmp_path, monkeypatch
     arguments = [
         "--output_dir", str(tmp_path / "run"), "--vision", str(tmp_path / "vision"), "--text", str(tmp_path / "text"),
         "--steps", json.dumps(steps), "--per_device_train_batch_size", "2", "--num_eval_pictures", "2", "--bf16", "False",
-        "--dataloader_num_workers", "0", "--pictures_per_drawing", "1",
+        "--dataloader_num_workers", "0", "--pictures_per_drawing", "2",
     ]  # fmt: skip
     result = run(*arguments)
     assert result.returncode == 0, result.stderr
@@ -245,6 +259,54 @@ def test_the_script_trains_all_stages_goes_on_and_compares(tmp_path, monkeypatch
     assert Image.open("picture-visual-words.png").size[0] > 500
     page = Path("picture-visual-words.html").read_text()
     assert "data:image/png;base64," in page
+
+
+class _Interrupt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_an_interrupted_stage_goes_on_where_it_was(tmp_path, monkeypatch, lora_rank):
+    spec = importlib.util.spec_from_file_location("train_vw_lmm", ROOT / "examples" / "train_vw_lmm.py")
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "train_vw_lmm", script)
+    spec.loader.exec_module(script)
+    processor = tiny_vw_lmm_processor()
+    size = len(processor.tokenizer)
+    model = tiny_vw_lmm(
+        text_config={"vocab_size": size, "max_position_embeddings": 256}, image_token_id=processor.image_token_id
+    )
+    model.save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    args = script.VwLmmArguments(
+        vision="", steps='{"joint": 5}', learning_rates='{"joint": 1e-2}', lora_rank=lora_rank
+    )
+    training_args = script.VwLmmTrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, dataloader_num_workers=0, use_cpu=True, bf16=False,
+        save_strategy="steps", save_steps=2, logging_steps=1,
+    )  # fmt: skip
+    data = OpenMojiQuestions("test")
+
+    def train(name: str) -> dict[str, torch.Tensor]:
+        script.run_stage("joint", tmp_path / "start", tmp_path / name, data, args, training_args)
+        return script.load(tmp_path / name)[0].state_dict()
+
+    expected = train("whole")
+    interrupted = functools.partial(ConversationTrainer, callbacks=[_Interrupt()])
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "ConversationTrainer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train("parts")
+    assert [folder.name for folder in (tmp_path / "parts").iterdir()] == ["checkpoint-2"]
+    for name, tensor in train("parts").items():
+        torch.testing.assert_close(tensor, expected[name])
+    assert not list((tmp_path / "parts").glob("checkpoint-*"))
+    first, *_, _ = map(json.loads, (tmp_path / "parts" / "log.jsonl").read_text().splitlines())
+    assert first["loss"] == pytest.approx(first["language_loss"] + first["visual_loss"], rel=1e-3)
+    start = script.load(tmp_path / "start")[0].state_dict()
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in expected.items() if "language_model" in name)
 
 
 def test_maps_of_visual_words():

@@ -1,14 +1,15 @@
 """Conversations with images, in LLaVA's JSON layout or as `messages`, for the training of VW-LMM."""
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from datasets import load_dataset
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import ConcatDataset, Dataset, Sampler
 from tqdm.auto import trange
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -131,6 +132,19 @@ class QuestionConversations(Dataset):
             ]
         return {"messages": messages, "images": [decode_image(rows[0]["image"], self.groups[index][0])]}
 
+    def lengths(self) -> list[int]:
+        """Length of every conversation: the characters of its questions, near enough."""
+        questions = list(self.data["question"])
+        return [sum(len(questions[row]) for row in rows) for rows in self.groups]
+
+
+class ConversationMixture(ConcatDataset):
+    """Several data sets of conversations as one."""
+
+    def lengths(self) -> list[int]:
+        """Length of every conversation, in characters."""
+        return [length for dataset in self.datasets for length in dataset.lengths()]  # type: ignore[attr-defined]
+
 
 class ConversationCollator:
     """Batch conversations through the processor; only answers are supervised.
@@ -152,8 +166,29 @@ class ConversationCollator:
         )
 
 
+class _LengthGroups(LengthGroupedSampler):
+    """transformers' groups in a random order: in its own, long conversations come first and short ones 50 batches later.
+
+    The batch of the longest stays the first, so that memory runs out at once, if it does; what fills no batch is the last.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        indices = list(super().__iter__())
+        first, *batches = [
+            indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)
+        ]
+        last = batches.pop() if batches and len(batches[-1]) < self.batch_size else []
+        order = torch.randperm(len(batches), generator=self.generator).tolist()
+        yield from first
+        for batch in order:
+            yield from batches[batch]
+        yield from last
+
+
 class ConversationTrainer(Trainer):
-    """transformers' trainer; data sets that know their `lengths()` are batched by them, so that little is padding.
+    """transformers' trainer, which also logs the parts of the loss.
+
+    Data sets that know their `lengths()` are batched by them, so that little is padding.
 
     Args:
         processing_class (`VwLmmProcessor`): Of the model.
@@ -163,6 +198,20 @@ class ConversationTrainer(Trainer):
     def __init__(self, *, processing_class: VwLmmProcessor, **kwargs: Any):
         collator = ConversationCollator(processing_class)
         super().__init__(data_collator=collator, processing_class=processing_class, **kwargs)  # type: ignore[arg-type]
+        self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)  # of the loss, since the last log
+
+    def compute_loss(self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        for name in ("language_loss", "visual_loss"):
+            if outputs.get(name) is not None:
+                self._parts[name].append(outputs[name].detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:  # and not at the end, in the summary of the training
+            logs |= {name: torch.stack(values).mean().item() for name, values in self._parts.items()}
+            self._parts.clear()
+        super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -170,7 +219,7 @@ class ConversationTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         generator = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(batch_size, lengths=dataset.lengths(), generator=generator)
+        return _LengthGroups(batch_size, lengths=dataset.lengths(), generator=generator)
 
 
 @torch.no_grad()
@@ -179,7 +228,7 @@ def ask(
     processor: VwLmmProcessor,
     questions: Sequence[str],
     images: Sequence[Any] | None,
-    batch_size: int = 32,
+    batch_size: int = 64,
     max_new_tokens: int = 16,
 ) -> list[str]:
     """Greedy answers to questions, one image each.
@@ -215,6 +264,7 @@ def ask(
 __all__ = [
     "ConversationCollator",
     "ConversationDataset",
+    "ConversationMixture",
     "ConversationTrainer",
     "QuestionConversations",
     "ask",

@@ -32,20 +32,23 @@ QUESTIONS = {
 
 
 class OpenMojiQuestions:
-    """Pictures of 96 x 96 pixels, each of one to four copies of a drawing, and three questions about each.
+    """Pictures of drawings, alternating: a drawing as it is, and a scene of one to four copies on a coloured ground.
+
+    Of the drawing, the question is what it is: the caption up to the colon, so "woman juggling" without her skin tone, and
+    "flag" without the country, which nobody can know of a flag never seen. Of the scene: how many, and which colour.
 
     Args:
         split (`str`): `"train"` or `"test"`.
-        pictures_per_drawing (`int`): Pictures of every drawing.
+        pictures_per_drawing (`int`): Pictures of every drawing. The second, the fourth and so on are scenes.
         seed (`int`): Seed of colours, numbers and places.
         image_size (`int`): Height and width of the pictures, in pixels.
     """
 
-    def __init__(self, split: str, pictures_per_drawing: int = 1, seed: int = 0, image_size: int = 96):
+    def __init__(self, split: str, pictures_per_drawing: int = 2, seed: int = 0, image_size: int = 96):
         self._drawings = {item["caption"]: item["svg"] for item in named_drawings()[split]}
         self.image_size = image_size
         self.rows = [
-            _scene(f"{seed}-{split}-{index}-{caption}", caption)
+            _scene(f"{seed}-{split}-{index}-{caption}", caption) if index % 2 else _portrait(caption)
             for caption in self._drawings
             for index in range(pictures_per_drawing)
         ]
@@ -56,13 +59,17 @@ class OpenMojiQuestions:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        return {"images": [self.render(row)], "messages": _messages(row)}
+        return {"images": [self.render(row)], "messages": _messages(row["answers"])}
+
+    def lengths(self) -> list[int]:
+        """Characters of every conversation."""
+        return [sum(len(turn["content"]) for turn in _messages(row["answers"])) for row in self.rows]
 
     def render(self, row: dict[str, Any]) -> Image.Image:
         """The picture of a row of `rows`."""
-        picture = Image.new("RGB", (self.image_size,) * 2, GROUNDS[row["color"]])
-        side = round((0.8 if len(row["places"]) == 1 else 0.42) * self.image_size)
-        sprite = Image.open(io.BytesIO(render(self._drawings[row["what"]], side, background=None))).convert("RGBA")
+        picture = Image.new("RGB", (self.image_size,) * 2, GROUNDS[row["ground"]])
+        side = round(row["scale"] * self.image_size)
+        sprite = Image.open(io.BytesIO(render(self._drawings[row["caption"]], side, background=None))).convert("RGBA")
         for x, y in row["places"]:
             corner = (round(x * self.image_size - sprite.width / 2), round(y * self.image_size - sprite.height / 2))
             picture.paste(sprite, corner, sprite)
@@ -72,11 +79,16 @@ class OpenMojiQuestions:
         """Every question on its own, for evaluation: columns `picture` (index of the row), `question`, `answers`, `answer_type`."""
         return Dataset.from_list(
             [
-                {"picture": index, "question": QUESTIONS[kind], "answers": [row[kind]], "answer_type": kind}
+                {"picture": index, "question": QUESTIONS[kind], "answers": [answer], "answer_type": kind}
                 for index, row in enumerate(self.rows)
-                for kind in QUESTIONS
+                for kind, answer in row["answers"].items()
             ]
         )
+
+
+def _portrait(caption: str) -> dict[str, Any]:
+    answers = {"what": caption.partition(":")[0]}
+    return {"caption": caption, "ground": "white", "scale": 1.0, "places": [(0.5, 0.5)], "answers": answers}
 
 
 def _scene(seed: str, caption: str) -> dict[str, Any]:
@@ -87,22 +99,23 @@ def _scene(seed: str, caption: str) -> dict[str, Any]:
     else:
         corners = rng.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], number)
         places = [(x + rng.uniform(-0.04, 0.04), y + rng.uniform(-0.04, 0.04)) for x, y in corners]
-    order = rng.sample(list(QUESTIONS), len(QUESTIONS))
+    ground = rng.choice(list(GROUNDS))
+    answers = [("number", NUMBERS[number - 1]), ("color", ground)]
     return {
-        "what": caption,
-        "number": NUMBERS[number - 1],
-        "color": rng.choice(list(GROUNDS)),
+        "caption": caption,
+        "ground": ground,
+        "scale": 0.8 if number == 1 else 0.42,
         "places": places,
-        "order": order,
+        "answers": dict(rng.sample(answers, len(answers))),
     }
 
 
-def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
-    """All three questions as one conversation; the image stands before the first."""
+def _messages(answers: dict[str, str]) -> list[dict[str, str]]:
+    """The questions of a picture as one conversation; the image stands before the first."""
     messages = []
-    for index, kind in enumerate(row["order"]):
-        question = QUESTIONS[kind] if index else f"<image>\n{QUESTIONS[kind]}"
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": row[kind]}]
+    for kind, answer in answers.items():
+        question = QUESTIONS[kind] if messages else f"<image>\n{QUESTIONS[kind]}"
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return messages
 
 
