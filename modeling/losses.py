@@ -211,19 +211,23 @@ class _Divergence(torch.autograd.Function):
                 logits = (states @ weight.T).float().div_(temperature)  # (chunk, vocab_size)
                 return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
-            for start in range(0, len(student), chunk_size):
-                rows = slice(start, start + chunk_size)
+            def chunk_divergence(
+                rows: slice,
+            ) -> torch.Tensor:  # a function, so that no chunk's tensors meet the next one's
                 states = (student[rows].to(dtype), target[rows].to(dtype))
                 log_student = log_probabilities(states[0], weights[0])
                 log_target = log_probabilities(states[1], weights[1])
                 probabilities = log_target.exp()
                 divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
                 divergence = divergences.sum(-1, keepdim=True)
-                total += divergence.sum()
                 if wanted[0] or wanted[2]:
                     pull_back(0, rows, states[0], log_student.exp_().sub_(probabilities))
                 if wanted[1] or wanted[3]:
                     pull_back(1, rows, states[1], divergences.addcmul_(probabilities, divergence, value=-1))
+                return divergence.sum()
+
+            for start in range(0, len(student), chunk_size):
+                total += chunk_divergence(slice(start, start + chunk_size))
         ctx.gradients = gradients
         ctx.dtypes = [x.dtype for x in inputs]
         return total
@@ -253,7 +257,7 @@ def visual_modeling_loss(
     detach_target: bool = False,
     temperature: float = 1.0,
     gather: bool = False,
-    chunk_size: int = 128,
+    chunk_size: int = 48,
 ) -> torch.Tensor:
     """KL divergence between visual words and the language model's predictions of them, mean over image patches (VW-LMM).
 
