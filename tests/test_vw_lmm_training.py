@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 from typer.testing import CliRunner
 
@@ -123,8 +127,10 @@ def test_openmoji_pictures_show_what_their_answers_say():
         assert picture.getpixel((0, 0)) == GROUNDS[answers["color"]]
         assert len(row["places"]) == NUMBERS.index(answers["number"]) + 1
         for x, y in row["places"]:
-            box = (round(96 * x) - 16, round(96 * y) - 16, round(96 * x) + 16, round(96 * y) + 16)
-            assert {colour for _, colour in picture.crop(box).getcolors(2000)} != {GROUNDS[answers["color"]]}
+            half = 48 * row["scale"]
+            box = (96 * x - half, 96 * y - half, 96 * x + half, 96 * y + half)
+            around = picture.crop([min(max(round(edge), 0), 96) for edge in box])
+            assert {colour for _, colour in around.getcolors(10000)} != {GROUNDS[answers["color"]]}
     questions = data.questions()
     assert Counter(questions["answer_type"]) == dict.fromkeys(QUESTIONS, len(named_drawings()["test"]))
 
@@ -213,6 +219,54 @@ def test_answers_do_not_depend_on_the_batch():
     assert len(ask(model, processor, questions, None)) == 3
 
 
+def _sharded_step(rank: int, world_size: int, port: int, queue) -> None:
+    """One step of FSDP2; the first process has one image and a text without, the second two images."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+    model = tiny_vw_lmm().train()
+    batch = vw_lmm_batch()
+    rows, images = ((slice(0, 2), slice(0, 1)), (slice(2, 3), slice(1, 3)))[rank]
+    if world_size == 1:
+        rows = images = slice(None)
+    else:
+        for part in (*model.model.language_model.layers, model):
+            fully_shard(part)
+    part = {key: value[images if key == "pixel_values" else rows] for key, value in batch.items()}
+    model(**part).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
+    if rank == 0:
+        queue.put({name: gradient.numpy() for name, gradient in gradients.items()})
+        queue.join()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_sharded_processes_have_the_gradients_of_one():
+    context = mp.get_context("spawn")
+    found = []
+    for world_size in (1, 2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        queue = context.JoinableQueue()
+        processes = [
+            context.Process(target=_sharded_step, args=(rank, world_size, port, queue)) for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+        found.append(queue.get(timeout=120))
+        queue.task_done()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(torch.tensor(found[1][name]), torch.tensor(gradient), atol=1e-6, rtol=1e-4)
+
+
 # The script and the pictures
 
 CHATML = (
@@ -243,7 +297,7 @@ def test_the_script_trains_all_stages_goes_on_and_compares(tmp_path, monkeypatch
     arguments = [
         "--output_dir", str(tmp_path / "run"), "--vision", str(tmp_path / "vision"), "--text", str(tmp_path / "text"),
         "--steps", json.dumps(steps), "--per_device_train_batch_size", "2", "--num_eval_pictures", "2", "--bf16", "False",
-        "--dataloader_num_workers", "0", "--pictures_per_drawing", "2",
+        "--dataloader_num_workers", "0", "--pictures_per_drawing", "2", "--compare",
     ]  # fmt: skip
     result = run(*arguments)
     assert result.returncode == 0, result.stderr

@@ -34,6 +34,8 @@ QUESTIONS = {
 class OpenMojiQuestions:
     """Pictures of drawings, alternating: a drawing as it is, and a scene of one to four copies on a coloured ground.
 
+    A scene of n copies has n x n cells, n of them taken: as in photographs, more things are smaller things.
+
     Of the drawing, the question is what it is: the caption up to the colon, so "woman juggling" without her skin tone, and
     "flag" without the country, which nobody can know of a flag never seen. Of the scene: how many, and which colour.
 
@@ -94,17 +96,14 @@ def _portrait(caption: str) -> dict[str, Any]:
 def _scene(seed: str, caption: str) -> dict[str, Any]:
     rng = random.Random(seed)
     number = rng.randint(1, 4)
-    if number == 1:
-        places = [(rng.uniform(0.42, 0.58), rng.uniform(0.42, 0.58))]
-    else:
-        corners = rng.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], number)
-        places = [(x + rng.uniform(-0.04, 0.04), y + rng.uniform(-0.04, 0.04)) for x, y in corners]
+    cells = rng.sample([(x, y) for x in range(number) for y in range(number)], number)
+    places = [tuple((cell + 0.5 + rng.uniform(-0.04, 0.04)) / number for cell in place) for place in cells]
     ground = rng.choice(list(GROUNDS))
     answers = [("number", NUMBERS[number - 1]), ("color", ground)]
     return {
         "caption": caption,
         "ground": ground,
-        "scale": 0.8 if number == 1 else 0.42,
+        "scale": 0.9 / number,
         "places": places,
         "answers": dict(rng.sample(answers, len(answers))),
     }
