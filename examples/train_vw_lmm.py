@@ -5,10 +5,12 @@
     python examples/train_vw_lmm.py --output_dir outputs/vw-lmm --vision outputs/grr-coca [--compare]
     accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/train_vw_lmm.py --output_dir outputs/vw-lmm-7b \\
         --vision openai/clip-vit-large-patch14-336 --text lmsys/vicuna-7b-v1.5 --chat_template vicuna_v1 \\
-        --dataset llava_v1_5_mix665k.json --image_folder images --steps '{"align": 2180, "instruct": 5200}'
+        --dataset llava_v1_5_mix665k.json --image_folder images \\
+        --steps '{"align": 500, "instruct": 5200, "fit_vm_head": 500, "joint": 5200}' \\
+        --learning_rates '{"align": 1e-3, "instruct": 2e-5, "fit_vm_head": 1e-3, "joint": 2e-5}'
 
 By default the language model is SmolLM2-135M-Instruct and the questions are about OpenMoji drawings and easy-VQA's shapes. Every
-finished stage is a checkpoint, and the same command goes on behind the last one.
+finished stage is a checkpoint, and the same command goes on behind the last one; with `--save_strategy steps`, within a stage.
 """
 
 import gc
@@ -70,7 +72,7 @@ class VwLmmArguments:
     )
     stages: str = field(default="align,instruct,fit_vm_head,joint", metadata={"help": "Stages to train, in order."})
     steps: str = field(
-        default='{"align": 60, "instruct": 560, "fit_vm_head": 50, "joint": 70}',
+        default='{"align": 60, "instruct": 560, "fit_vm_head": 150, "joint": 70}',
         metadata={"help": "JSON: optimiser steps of every stage."},
     )
     learning_rates: str = field(
@@ -146,6 +148,10 @@ def run_stage(
         learning_rate=read_json("learning_rates", args.learning_rates)[name],
     )
     trainer = ConversationTrainer(model=trained, args=stage_args, train_dataset=data, processing_class=processor)
+    if args.lora_rank is not None and trainer.is_fsdp_enabled:
+        raise ValueError(
+            "`lora_rank` goes with DDP or DeepSpeed ZeRO-2: LoRA weights that FSDP has shared out cannot be merged."
+        )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
     if trained is model:
         trainer.save_model(str(folder))  # gathers what FSDP and DeepSpeed have shared out
@@ -216,15 +222,12 @@ def build(args: VwLmmArguments) -> tuple[VwLmmForCausalLM, VwLmmProcessor]:
     return model, processor
 
 
-# What the last stage is compared with: `pseudo_image_features` and `visual_loss` of each.
+RELEASED = "visual words"
+# What the joint stage is compared with: `pseudo_image_features` and `visual_loss` of each.
 COMPARISON = {
     "language loss only": (False, "none"),
-    "visual words": (False, "visual_words"),
     "visual words, pseudo image features": (True, "visual_words"),
 }
-
-
-RELEASED = "visual words"
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
@@ -242,11 +245,13 @@ def main() -> None:
     args, training_args = parser.parse_args_into_dataclasses()
     started = time.perf_counter()
     output = Path(training_args.output_dir)
-    *before, last = args.stages.split(",")
-    if unknown := [name for name in (*before, last) if name not in STAGES]:
+    stages = args.stages.split(",")
+    if unknown := [name for name in stages if name not in STAGES]:
         raise ValueError(f"`stages` holds {unknown[0]!r}; expected some of {', '.join(STAGES)}.")
+    if args.compare and stages[-1] != "joint":
+        raise ValueError(f"`compare` needs the joint stage at the end, `stages` is {args.stages!r}.")
     for argument in ("steps", "learning_rates"):
-        missing = [name for name in (*before, last) if name not in read_json(argument, getattr(args, argument))]
+        missing = [name for name in stages if name not in read_json(argument, getattr(args, argument))]
         if missing:
             raise ValueError(f"`{argument}` says nothing about the stage {missing[0]!r}: {getattr(args, argument)}.")
     with training_args.main_process_first(desc="data"):
@@ -263,25 +268,25 @@ def main() -> None:
             results[name] = evaluate_answers(answers, questions)
             print(f"\n{table(results)}\n", flush=True)
 
-    start, final = output / "start", output / "comparison" / RELEASED.replace(" ", "-")
+    start = output / "start"
     if is_main and not (start / "config.json").exists():
         model, processor = build(args)
         processor.save_pretrained(start)
         model.save_pretrained(start)
     PartialState().wait_for_everyone()
     measure("the language model before, without images", start, with_images=False)
-    previous, trained = start, {}
-    for name in before:
-        trained[name] = output / name
+    trained = {name: output / name for name in stages}
+    for name, previous in zip(stages, (start, *trained.values()), strict=False):
         run_stage(name, previous, trained[name], data, args, training_args)
-        previous = trained[name]
-    for name, (pseudo, visual_loss) in COMPARISON.items():
-        if args.compare or name == RELEASED:
-            folder = trained[f"{last}, {name}"] = output / "comparison" / name.replace(",", "").replace(" ", "-")
-            loss = visual_loss if last == "joint" else None
-            run_stage(last, previous, folder, data, args, training_args, loss, pseudo)
+    final = trained[stages[-1]]
+    released = RELEASED if stages[-1] == "joint" else f"behind the stage {stages[-1]}"
+    measure(f"{released}, asked without images", final, with_images=False)
+    measure(released, final)
+    if args.compare:
+        for name, (pseudo, visual_loss) in COMPARISON.items():
+            folder = trained[f"joint, {name}"] = output / "comparison" / name.replace(",", "").replace(" ", "-")
+            run_stage("joint", previous, folder, data, args, training_args, visual_loss, pseudo)
             measure(name, folder)
-    measure(f"{RELEASED}, asked without images", final, with_images=False)
     if is_main:
         model, processor = load(final)
         log = [
@@ -289,13 +294,13 @@ def main() -> None:
             for stage, folder in trained.items()
             for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
         ]
-        minutes = sum(row.get("train_runtime", 0) for row in log) / 60
+        minutes = sum(row.get("train_runtime", 0) for row in log if row["stage"] in stages) / 60
         extra_files = {
             "eval_results.json": results,
             "training_arguments.json": {**asdict(args), "seed": training_args.seed},
             "training_log.jsonl": "".join(json.dumps(row) + "\n" for row in log),
         }
-        card = visual_words_card(model, results.get(RELEASED, {}), asdict(args), training_args, minutes)
+        card = visual_words_card(model, results.get(released, {}), asdict(args), training_args, minutes)
         save_repository(output, model, processor, card, extra_files)
         print(f"The repository is in {output}, after {(time.perf_counter() - started) / 60:.1f} minutes.")
     PartialState().wait_for_everyone()

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import (
     CAPTIONS,
+    run_card_snippet,
     tiny_config,
     tiny_model,
     tiny_processor,
@@ -157,6 +158,7 @@ def test_gradient_reaches_exactly_what_a_stage_trains(name, lora_rank):
     if lora_rank and language:
         assert all("lora_" in key for key in language)
     assert model.config.visual_loss == STAGES[name].visual_loss
+    assert model.config.detach_visual_target == (name == "joint")
 
 
 def test_stages_that_do_not_fit_the_model():
@@ -306,13 +308,18 @@ def test_the_script_trains_all_stages_goes_on_and_compares(tmp_path, monkeypatch
     again = run(*arguments)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("is finished") == 6
-    monkeypatch.chdir(tmp_path)
+    run_card_snippet(tmp_path / "run", tmp_path, monkeypatch)
     Image.new("RGB", (40, 30), "red").save("picture.png")
     outcome = CliRunner().invoke(app, ["visual-words", "picture.png", "--model", str(tmp_path / "run")])
     assert outcome.exit_code == 0, outcome.output
     assert Image.open("picture-visual-words.png").size[0] > 500
     page = Path("picture-visual-words.html").read_text()
     assert "data:image/png;base64," in page
+
+
+def test_a_comparison_needs_the_joint_stage():
+    result = run("--output_dir", "unused", "--vision", "unused", "--stages", "align", "--compare")
+    assert "`compare` needs the joint stage at the end, `stages` is 'align'" in result.stderr
 
 
 class _Interrupt(TrainerCallback):

@@ -76,8 +76,8 @@ def write_model_card(folder: Path, **fields: Any) -> None:
     metadata = ModelCardData(
         license=fields.get("license"),
         library_name="transformers",
-        pipeline_tag="image-to-text",
-        tags=["triptych", "image-captioning", "image-text-retrieval"],
+        pipeline_tag=fields.get("pipeline_tag", "image-to-text"),
+        tags=["triptych", *fields.get("tags", ("image-captioning", "image-text-retrieval"))],
         language=fields.get("language"),
         datasets=fields.get("dataset_ids"),
     )

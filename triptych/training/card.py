@@ -188,6 +188,8 @@ def visual_words_card(
         "repo": name,
         "license": openmoji.LICENSE if is_default else None,
         "language": "en" if is_default else None,
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["visual-question-answering"],
         "dataset_ids": None if is_default or Path(dataset).exists() else [dataset],
         "summary": (
             f"VW-LMM ({model.num_parameters() / 1e6:.1f} M parameters): {text}, which reads images through the tower of "
@@ -205,12 +207,17 @@ def visual_words_card(
             "loss": f"language loss + {model.config.visual_loss_weight:g} x visual loss in the last stage",
             "precision": "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
             "seed": training_args.seed,
-            "time": f"{minutes:.1f} min on {describe_machine()}, all stages and comparisons",
+            "time": f"{minutes:.1f} min on {describe_machine()}, all stages",
         },
-        "evaluation_data": f"held-out drawings ({metrics['num_questions']} questions)" if metrics else "nothing yet",
+        "evaluation_data": (
+            f"{metrics['num_questions']} questions about held-out drawings and easy-VQA's test split"
+            if metrics
+            else "nothing yet"
+        ),
         "metrics": metrics,
         "metrics_note": _QUESTION_METRICS,
         "usage": _CHAT_USAGE.format(question=json.dumps("What is this?")),
+        "without_heads": "`AutoModel.from_pretrained` gives the model without its two heads.",
         "data_statement": (
             f"Drawings: OpenMoji ({openmoji.SOURCE_URL}). {openmoji.ATTRIBUTION}. {easy_vqa.ATTRIBUTION}, MIT licence. Language "
             "model: SmolLM2-135M-Instruct, Apache-2.0. The weights are published under the licence of the drawings."

@@ -23,18 +23,21 @@ class Stage:
         trained (`tuple[str, ...]`): Modules that are trained; all others are frozen, the vision tower always.
         visual_loss (`str`): `visual_loss` of the configuration during the stage.
         learning_rate (`float`): Peak learning rate (LLaVA-1.5's for the first two).
+        detach_visual_target (`bool`): `detach_visual_target` of the configuration during the stage.
     """
 
     trained: tuple[str, ...]
     visual_loss: Literal["visual_words", "fit_vm_head", "none"]
     learning_rate: float
+    detach_visual_target: bool = False
 
 
 STAGES = {
     "align": Stage((ADAPTER,), "none", 1e-3),
     "instruct": Stage((ADAPTER, LANGUAGE_MODEL, "lm_head"), "none", 2e-5),
     "fit_vm_head": Stage(("vm_head",), "fit_vm_head", 1e-3),
-    "joint": Stage((ADAPTER, LANGUAGE_MODEL, "lm_head"), "visual_words", 2e-5),
+    # Not detached, as in the released code, the adapter soon gives every patch the same word: that is easiest to predict.
+    "joint": Stage((ADAPTER, LANGUAGE_MODEL, "lm_head"), "visual_words", 2e-5, detach_visual_target=True),
 }
 
 
@@ -62,6 +65,7 @@ def prepare_stage(model: VwLmmForCausalLM, stage: Stage, lora_rank: int | None =
     if not modules:
         raise ValueError(f"The stage trains nothing: {stage}.")
     model.config.visual_loss = stage.visual_loss
+    model.config.detach_visual_target = stage.detach_visual_target
     model.requires_grad_(False)
     if lora_rank is not None and LANGUAGE_MODEL in modules:
         from peft import LoraConfig, get_peft_model
