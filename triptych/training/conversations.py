@@ -200,8 +200,10 @@ class ConversationTrainer(Trainer):
         super().__init__(data_collator=collator, processing_class=processing_class, **kwargs)  # type: ignore[arg-type]
         self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)  # of the loss, since the last log
 
-    def compute_loss(self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         for name in ("language_loss", "visual_loss"):
             if outputs.get(name) is not None:
                 self._parts[name].append(outputs[name].detach())

@@ -111,7 +111,7 @@ def _scene(seed: str, caption: str) -> dict[str, Any]:
 
 def _messages(answers: dict[str, str]) -> list[dict[str, str]]:
     """The questions of a picture as one conversation; the image stands before the first."""
-    messages = []
+    messages: list[dict[str, str]] = []
     for kind, answer in answers.items():
         question = QUESTIONS[kind] if messages else f"<image>\n{QUESTIONS[kind]}"
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
