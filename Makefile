@@ -3,12 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PREPARED := $(VENV)/.prepared
+PREPARED_DEV := $(VENV)/.prepared-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
 .PHONY: demo test lint bench clean
 
 $(PREPARED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,demo,video,dev]"
+	$(INSTALL) ".[train,demo,video]"
+	touch $@
+
+# What tests compare with and integrate, which a demo does not need.
+$(PREPARED_DEV): $(PREPARED)
+	$(INSTALL) ".[train,demo,video,sft,quantization,serving,dev]"
 	touch $@
 
 # `make demo DEMO_ARGS="--model mammut"` goes on with questions, which GRR-CoCa does not answer.
@@ -22,15 +29,15 @@ ifneq ($(ANSWERS),)
 endif
 	$(BIN)/python examples/report.py outputs/demo $(if $(ANSWERS),--questions outputs/demo-questions)
 
-test: $(PREPARED)  ## Run the tests, one process per core
+test: $(PREPARED_DEV)  ## Run the tests, one process per core
 	$(BIN)/python -m pytest -n auto --dist worksteal $(TEST_ARGS)
 
-lint: $(PREPARED)  ## Lint, format check, types
+lint: $(PREPARED_DEV)  ## Lint, format check, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(PREPARED)  ## Measure speed and memory as ratios
+bench: $(PREPARED_DEV)  ## Measure speed and memory as ratios
 	$(BIN)/python benchmarks/captioning_cache.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/two_passes.py

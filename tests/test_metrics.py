@@ -1,0 +1,111 @@
+"""Metrics against independent implementations. (VQA accuracy: test_questions.py.)"""
+
+import random
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+from pycocoevalcap.cider.cider_scorer import CiderScorer
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from triptych.metrics import caption_scores
+from triptych.metrics.caption_scores import CaptionScores, words_of
+from triptych.metrics.retrieval_recall import RetrievalRecall
+from triptych.metrics.yes_no_f1 import YesNoF1, means_yes
+
+
+FOLDER = Path(caption_scores.__file__).parent
+
+
+def captions_of(seed: int) -> tuple[list[str], list[list[str]]]:
+    """Captions that share words with their references, of many lengths, with repetitions."""
+    rng = random.Random(seed)
+    vocabulary = ["a", "red", "blue", "circle", "cat", "on", "the", "mat", "dog", "with", "hat", "two"]
+    references = [
+        [" ".join(rng.choices(vocabulary, k=rng.randint(1, 12))) for _ in range(rng.randint(1, 5))] for _ in range(40)
+    ]
+    predictions = []
+    for true in references:
+        words = rng.choice(true).split()
+        words = [rng.choice(vocabulary) if rng.random() < 0.2 else word for word in words] * rng.choice([1, 1, 2])
+        predictions.append(" ".join(words))
+    return predictions, references
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_caption_scores_are_those_of_the_coco_evaluation(seed):
+    predictions, references = captions_of(seed)
+    found = CaptionScores().compute(predictions=predictions, references=references)
+    bleu, cider = BleuScorer(n=4), CiderScorer()
+    for text, true in zip(predictions, references, strict=True):
+        bleu += (text, true)
+        cider += (text, true)
+    expected = bleu.compute_score(option="closest")[0]
+    assert [found[f"bleu_{order}"] for order in (1, 2, 3, 4)] == pytest.approx(expected, abs=1e-7)
+    assert found["cider_d"] == pytest.approx(cider.compute_score()[0], abs=1e-9)
+
+
+def test_caption_scores_at_their_ends():
+    captions = ["a red circle on a mat", "two dogs with a hat", "the cat"]
+    best = CaptionScores().compute(predictions=captions, references=[[caption] for caption in captions])
+    assert best["bleu_4"] == pytest.approx(1)
+    assert best["cider_d"] == pytest.approx(10 * (2 + 0.5) / 3)  # two words have no 3-grams to agree on
+    worst = CaptionScores().compute(predictions=["x", "", "y"], references=[[caption] for caption in captions])
+    assert set(worst.values()) == {0.0}
+    assert words_of("A man's T-shirt, red!") == ["a", "man's", "t-shirt", "red"]
+    with pytest.raises(ValueError, match="no caption for image 1"):
+        CaptionScores().compute(predictions=["a", "b"], references=[["a"], []])
+
+
+def test_retrieval_recall_with_several_captions_per_image():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(20, 100))
+    right = [list(range(5 * query, 5 * query + 5)) for query in range(20)]
+    found = RetrievalRecall().compute(predictions=scores, references=right)
+    order = np.argsort(-scores, axis=1)
+    for k in (1, 5, 10):
+        hits = [bool(set(order[query, :k]) & set(right[query])) for query in range(20)]
+        assert found[f"recall@{k}"] == pytest.approx(np.mean(hits))
+    constant = RetrievalRecall().compute(predictions=np.zeros((3, 9)), references=[[0], [1], [2]], ks=[1, 8])
+    assert constant == {"recall@1": 0, "recall@8": 0, "median_rank": 9}
+    assert RetrievalRecall().compute(predictions=[[np.nan, 0.0]], references=[[0]], ks=[1])["recall@1"] == 0
+    for bad in ([], [9], [-1]):
+        with pytest.raises(ValueError, match="`references` of query 0"):
+            RetrievalRecall().compute(predictions=np.zeros((1, 9)), references=[bad])
+
+
+def test_yes_no_answers_as_pope_reads_them():
+    answers = {
+        "Yes, there is.": True,
+        "No.": False,
+        "There is not a dog. Yes.": False,
+        "A dog. No cat.": True,
+        "nobody knows": True,
+    }
+    assert {answer: means_yes(answer) for answer in answers} == answers
+    found = YesNoF1().compute(
+        predictions=["yes", "no", "Yes.", "no, it is not", "yes"], references=["yes", "yes", "no", "No", "yes"]
+    )
+    assert found == pytest.approx(
+        {"accuracy": 0.6, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_ratio": 0.6}
+    )
+    rng = random.Random(0)
+    predictions, references = ([rng.choice(["yes", "no"]) for _ in range(200)] for _ in range(2))
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        references, predictions, average="binary", pos_label="yes"
+    )
+    found = YesNoF1().compute(predictions=predictions, references=references)
+    assert [found[key] for key in ("precision", "recall", "f1")] == pytest.approx([precision, recall, f1])
+    assert found["accuracy"] == pytest.approx(accuracy_score(references, predictions))
+    with pytest.raises(ValueError, match="got 'maybe' at 0"):
+        YesNoF1().compute(predictions=["yes"], references=["maybe"])
+
+
+@pytest.mark.parametrize("name", ["vqa_accuracy", "caption_scores", "retrieval_recall", "yes_no_f1"])
+def test_metrics_load_by_path_without_a_network(name, monkeypatch):
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    metric = evaluate.load(str(FOLDER / f"{name}.py"))
+    assert metric.description
+    assert metric.citation

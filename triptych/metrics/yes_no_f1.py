@@ -1,0 +1,62 @@
+"""Accuracy, precision, recall and F1 of yes/no answers, as the POPE benchmark of object hallucination reads them."""
+
+import re
+
+import datasets
+import evaluate
+
+
+_DESCRIPTION = """\
+POPE (Li et al. 2023, arXiv 2305.10355): free answers count as "no" if their first sentence holds the word "no" or "not", as "yes"
+otherwise; "yes" is the positive class.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (`list[str]`): Answers in free words.
+    references (`list[str]`): "yes" or "no".
+
+Returns:
+    `accuracy`, `precision`, `recall`, `f1` and `yes_ratio` (the share of answers read as "yes"), between 0 and 1.
+"""
+
+_CITATION = """@inproceedings{pope, title={Evaluating Object Hallucination in Large Vision-Language Models}, booktitle={EMNLP},
+year={2023}, author={Li, Yifan and Du, Yifan and Zhou, Kun and Wang, Jinpeng and Zhao, Wayne Xin and Wen, Ji-Rong}}"""
+
+
+def means_yes(answer: str) -> bool:
+    """How POPE reads an answer."""
+    words = re.findall(r"\w+", answer.lower().partition(".")[0])
+    return "no" not in words and "not" not in words
+
+
+class YesNoF1(evaluate.Metric):
+    """See the description of the module."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+            reference_urls=["https://github.com/AoiDragon/POPE"],
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        wanted = []
+        for index, reference in enumerate(references):
+            if reference.strip().lower() not in ("yes", "no"):
+                raise ValueError(f'`references` must be "yes" or "no", got {reference!r} at {index}.')
+            wanted.append(reference.strip().lower() == "yes")
+        found = [means_yes(answer) for answer in predictions]
+        hits = sum(a and b for a, b in zip(found, wanted, strict=True))
+        precision, recall = hits / max(sum(found), 1), hits / max(sum(wanted), 1)
+        return {
+            "accuracy": sum(a == b for a, b in zip(found, wanted, strict=True)) / len(found),
+            "precision": precision,
+            "recall": recall,
+            "f1": 2 * precision * recall / max(precision + recall, 1e-12),
+            "yes_ratio": sum(found) / len(found),
+        }
