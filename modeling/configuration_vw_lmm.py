@@ -5,9 +5,14 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from .configuration_base import check_positive, preset_fields
 from .vision_towers import own_tower_config
+
+
+# `transformers serve` looks names up here, not in the registry, and loads the configuration first.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("vw_lmm", "VwLmmForCausalLM")
 
 
 @strict

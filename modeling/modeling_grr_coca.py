@@ -28,6 +28,7 @@ from .layers import (
     rotary_embedding,
 )
 from .losses import captioning_loss, contrastive_loss
+from .self_contained import SelfContainedMixin
 from .towers import TowerMixin
 
 
@@ -211,7 +212,7 @@ class GrrCocaMultimodalLayer(nn.Module):
         return self.cross_block(hidden_states, encoder_hidden_states, past_key_values=past_key_values, **kwargs)
 
 
-class GrrCocaPreTrainedModel(PreTrainedModel):
+class GrrCocaPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     """Weight initialisation, loading and saving."""
 
     config: GrrCocaConfig

@@ -22,6 +22,7 @@ from .cropped_positions import random_position_crops
 from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask, supervised_labels
 from .layers import Attention, CrossAttentionBlock, SelfAttentionBlock, build_norm, resize_position_table
 from .losses import captioning_loss, contrastive_loss, focal_contrastive_loss
+from .self_contained import SelfContainedMixin
 from .towers import TowerMixin
 from .video_tubes import TubeEmbedding, fixed_positions, tube_centers
 
@@ -197,7 +198,7 @@ class MammutVisionEmbeddings(nn.Module):
         return torch.cat(parts, dim=1) if len(parts) > 1 else tokens
 
 
-class MammutPreTrainedModel(PreTrainedModel):
+class MammutPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     """Weight initialisation, loading and saving."""
 
     config: MammutConfig

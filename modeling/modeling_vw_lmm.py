@@ -21,6 +21,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_vw_lmm import VwLmmConfig
 from .inputs import supervised_labels
 from .losses import captioning_loss, visual_modeling_loss
+from .self_contained import SelfContainedMixin
 from .vision_towers import build_tower, load_tower
 
 
@@ -104,7 +105,7 @@ class VwLmmProjector(nn.Module):
         return features if self.linear_2 is None else self.linear_2(self.act(features))
 
 
-class VwLmmPreTrainedModel(PreTrainedModel):
+class VwLmmPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     config: VwLmmConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")

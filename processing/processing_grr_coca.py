@@ -1,11 +1,10 @@
 """Processor of GRR-CoCa: images through transformers' CLIP image processor, texts through any tokenizer."""
 
-from transformers.processing_utils import ProcessorMixin
-
 from .checks import check_images, check_text
+from .self_contained_processor import SelfContainedProcessor
 
 
-class GrrCocaProcessor(ProcessorMixin):
+class GrrCocaProcessor(SelfContainedProcessor):
     """Turn images and texts into model inputs.
 
     Texts become `BOS ... EOS`, padded on the right to the tokenizer's full length (`padding="longest"` shortens that;

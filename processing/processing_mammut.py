@@ -3,9 +3,9 @@
 import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
 
 from .checks import check_images, check_text
+from .self_contained_processor import SelfContainedProcessor
 from .video_frames import read_frames, split_clips
 
 
@@ -13,7 +13,7 @@ from .video_frames import read_frames, split_clips
 QUESTION_TEMPLATE = "question: {question} answer:"
 
 
-class MammutProcessor(ProcessorMixin):
+class MammutProcessor(SelfContainedProcessor):
     """Turn images or videos, and texts or questions, into model inputs.
 
     - `text`: captions and caption prompts as `BOS ... EOS`, padded on the right; `generate` drops the closing EOS.

@@ -2,9 +2,10 @@
 
 from transformers import AddedToken, AutoImageProcessor, AutoTokenizer, LlavaImageProcessor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
 
 from .checks import check_images, flatten
+from .self_contained_processor import SelfContainedProcessor
 
 
 IMAGE_TOKEN = "<image>"
@@ -67,7 +68,7 @@ class VwLmmProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": False}}  # noqa: RUF012
 
 
-class VwLmmProcessor(ProcessorMixin):
+class VwLmmProcessor(SelfContainedProcessor):
     """Turn conversations and images into model inputs.
 
     As in the released code, the text between two images is tokenised on its own: a whole string with `<image>` as special token

@@ -250,12 +250,18 @@ def write_clip(path: Path, num_frames: int = 20) -> None:
 
 
 def run_card_snippet(repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the code that a finished repository's card shows, in a folder with a picture and a clip of the card's names."""
+    """Run the code that a repository's card shows, in a folder with a picture and a clip of the card's names."""
+    run_snippets((repository / "README.md").read_text(encoding="utf-8"), repository, folder, monkeypatch)
+
+
+def run_snippets(card: str, repository: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the Python blocks of a card one after another, with `repository` for the one that the card names."""
     Image.new("RGB", (40, 30)).save(folder / "picture.png")
     write_clip(folder / "clip.mp4")
     monkeypatch.chdir(folder)
-    (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    exec(re.sub(r'repo = ".+?"', f"repo = {str(repository)!r}", code), {})
+    namespace: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(re.sub(r'repo = ".+?"', f"repo = {str(repository)!r}", code), namespace)
 
 
 def tiny_vw_lmm_config(**overrides) -> triptych.VwLmmConfig:
@@ -337,3 +343,35 @@ def tiny_vw_lmm_processor(
     if eos_token is not None:
         tokenizer.add_special_tokens({"eos_token": eos_token})
     return triptych.VwLmmProcessor(image_processor, tokenizer, chat_template, image_seq_length)
+
+
+# A model with the processor that fits it, as a checkpoint has them.
+
+
+def grr_coca_pair(variant: str = "grr") -> tuple:
+    processor = tiny_processor(tiny_config(text_config={"max_position_embeddings": 40}))
+    text = {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 40}
+    return tiny_model(variant, text_config=text), processor
+
+
+def mammut_pair(variant: str = "paper", **overrides) -> tuple:
+    processor = tiny_mammut_processor()
+    text = {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 40}
+    return tiny_mammut(variant, text_config=text, **overrides), processor
+
+
+def vw_lmm_pair(**overrides) -> tuple:
+    processor = tiny_vw_lmm_processor()
+    text = {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 256}
+    return tiny_vw_lmm(text_config=text, image_token_id=processor.image_token_id, **overrides), processor
+
+
+PAIRS = {"grr_coca": grr_coca_pair, "mammut": mammut_pair, "vw_lmm": vw_lmm_pair}
+
+
+def save_pair(name: str, folder: Path) -> tuple:
+    """A pair, saved to a folder."""
+    model, processor = PAIRS[name]()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor

@@ -5,6 +5,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
@@ -36,6 +37,7 @@ from triptych.modeling.modeling_mammut import (
     MammutVisionModel,
 )
 from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM, VwLmmModel
+from triptych.pipelines import pipeline
 from triptych.processing.processing_grr_coca import GrrCocaProcessor
 from triptych.processing.processing_mammut import MammutProcessor
 from triptych.processing.processing_vw_lmm import VwLmmProcessor
@@ -69,6 +71,7 @@ AutoConfig.register("vw_lmm", VwLmmConfig, exist_ok=True)
 AutoModel.register(VwLmmConfig, VwLmmModel, exist_ok=True)
 AutoModelForImageTextToText.register(VwLmmConfig, VwLmmForCausalLM, exist_ok=True)
 AutoModelForCausalLM.register(VwLmmConfig, VwLmmForCausalLM, exist_ok=True)
+AutoModelForMultimodalLM.register(VwLmmConfig, VwLmmForCausalLM, exist_ok=True)
 AutoProcessor.register(VwLmmConfig, VwLmmProcessor, exist_ok=True)
 
 __all__ = [
@@ -95,4 +98,5 @@ __all__ = [
     "VwLmmForCausalLM",
     "VwLmmModel",
     "VwLmmProcessor",
+    "pipeline",
 ]

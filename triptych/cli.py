@@ -1,5 +1,6 @@
 """The `triptych` command."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -7,16 +8,25 @@ import torch
 import typer
 from PIL import Image, ImageOps
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Column, Table
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import triptych  # noqa: F401  (registers the models)
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Caption and find images with Triptych models.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Caption, question and find images with Triptych models, and publish them.",
+)
 console = Console()
 
+progress = Console(stderr=True)  # so that what is printed can be piped
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a checkpoint.")]
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
@@ -24,6 +34,10 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 def _fail(message: str) -> NoReturn:
     Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _open(path: Path) -> Image.Image:
@@ -49,20 +63,61 @@ def _load(auto_class: Any, name: str) -> tuple:
 def caption(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     model: ModelOption,
-    prompt: Annotated[str, typer.Option(help="Beginning of every caption.")] = "",
+    prompt: Annotated[str, typer.Option(help="Beginning of every caption; what a model that chats is asked.")] = "",
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 24,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images captioned at once.")] = 16,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a caption for every image."""
+    from triptych.pipelines import pipeline
+
     pictures = [_open(path) for path in images]
     captioner, processor = _load(AutoModelForImageTextToText, model)
+    options = {"max_new_tokens": max_new_tokens, "generate_kwargs": {"num_beams": num_beams, "do_sample": False}}
+    if prompt:
+        options["prompt"] = prompt
     try:
-        inputs = processor(images=pictures, text=[prompt] * len(pictures) if prompt else None, return_tensors="pt")
-        ids = captioner.generate(**inputs.to(captioner.device), num_beams=num_beams, max_new_tokens=max_new_tokens)
+        pipe = pipeline("image-to-text", captioner, processor=processor, device=captioner.device)
+        rows = pipe((picture for picture in pictures), batch_size=batch_size, **options)
+        bar = track(rows, "caption", total=len(pictures), console=progress, transient=True)
+        found = [row[0]["generated_text"] for row in bar]
     except ValueError as error:
         _fail(str(error))
-    for path, text in zip(images, processor.batch_decode(ids, skip_special_tokens=True), strict=True):
-        console.print(f"{path}\t{text.strip()}", highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        _print_json([{"image": str(path), "caption": text} for path, text in zip(images, found, strict=True)])
+        return
+    for path, text in zip(images, found, strict=True):
+        typer.echo(f"{path}\t{text}")  # Rich would make spaces of the tab
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    questions: Annotated[list[str], typer.Argument(help="Questions about it.")],
+    model: ModelOption,
+    top: Annotated[int, typer.Option(min=1, help="Answers per question.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 16,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer questions about an image."""
+    from triptych.pipelines import pipeline
+
+    picture = _open(image)
+    answerer, processor = _load(AutoModelForImageTextToText, model)
+    try:
+        pipe = pipeline("visual-question-answering", answerer, processor=processor, device=answerer.device)
+        answers = pipe(picture, question=questions, top_k=top, max_new_tokens=max_new_tokens)
+    except ValueError as error:
+        _fail(str(error))
+    if as_json:
+        _print_json(
+            [{"question": question, "answers": rows} for question, rows in zip(questions, answers, strict=True)]
+        )
+        return
+    for question, rows in zip(questions, answers, strict=True):
+        for row in rows:
+            typer.echo(f"{question}\t{row['answer']}\t{row['score']:.3f}")
 
 
 @app.command()
@@ -72,6 +127,7 @@ def retrieve(
     model: ModelOption,
     top: Annotated[int, typer.Option(min=1, help="Results to show.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 32,
+    as_json: JsonOption = False,
 ) -> None:
     """Find the images of a folder that fit a text best."""
     if not folder.is_dir():
@@ -80,6 +136,8 @@ def retrieve(
     if not paths:
         _fail(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
     encoder, processor = _load(AutoModel, model)
+    if not hasattr(encoder, "get_text_features"):
+        _fail(f"Model {model!r} is a {encoder.config.model_type}, retrieval needs a grr_coca or mammut.")
     try:
         text = processor(text=[query], return_tensors="pt").to(encoder.device)
     except ValueError as error:
@@ -87,12 +145,16 @@ def retrieve(
     with torch.no_grad():
         text_embeds = torch.nn.functional.normalize(encoder.get_text_features(**text).pooler_output, dim=-1)
         scores = []
-        for start in range(0, len(paths), batch_size):
+        for start in track(range(0, len(paths), batch_size), "encode", console=progress, transient=True):
             pictures = [_open(path) for path in paths[start : start + batch_size]]
             pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"].to(encoder.device)
             features = encoder.get_image_features(pixel_values).pooler_output
             scores.append((torch.nn.functional.normalize(features, dim=-1) @ text_embeds.T)[:, 0])
     best = torch.cat(scores).topk(min(top, len(paths)))
+    if as_json:
+        rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        _print_json([{"image": str(paths[index]), "cosine": score} for score, index in rows])
+        return
     table = Table("cosine", Column("image", overflow="fold"))
     for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         table.add_row(f"{score:.3f}", escape(str(paths[index])))
@@ -111,6 +173,7 @@ def visual_words(
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Words per patch in the page.")] = 5,
     num_heat_maps: Annotated[int, typer.Option(min=1, help="Words with a heat map.")] = 8,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw the word of the vocabulary that every patch of an image stands for."""
     from triptych.visual_words import draw_html, draw_png, visual_word_map
@@ -126,7 +189,42 @@ def visual_words(
         draw_html(found, target.with_suffix(".html"), image.name)
     except (ImportError, OSError, ValueError) as error:
         _fail(str(error))
-    console.print(f"{target}\n{target.with_suffix('.html')}", highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        patches = zip(found.words, found.probabilities.tolist(), strict=True)
+        _print_json([{"words": words, "probabilities": values} for words, values in patches])
+        return
+    typer.echo(f"{target}\n{target.with_suffix('.html')}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Repository to publish, such as outputs/demo.")],
+    repo_id: Annotated[str, typer.Argument(help="Where to: owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
+    revision: Annotated[str, typer.Option(help="Branch to commit to.")] = "main",
+    pull_request: Annotated[bool, typer.Option("--pull-request", help="Open a pull request instead.")] = False,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="First line of the commit.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the folder and list its files; send nothing.")
+    ] = False,
+) -> None:
+    """Publish a trained model on the Hub: weights, code, processor and card in one commit."""
+    from triptych.hub import files_to_publish, publish
+
+    try:
+        files = files_to_publish(folder)
+        table = Table("file", Column("size", justify="right"))
+        for path in files:
+            table.add_row(escape(path.name), decimal(path.stat().st_size))
+        console.print(table)
+        if dry_run:
+            return
+        commit = publish(
+            folder, repo_id, private=private, revision=revision, create_pr=pull_request, commit_message=message
+        )
+    except (RuntimeError, ValueError) as error:
+        _fail(str(error))
+    typer.echo(commit.pr_url or commit.commit_url)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A finished Hub repository: weights, code, processor, generation config, model card. Written whole or not at all."""
+"""A finished Hub repository: weights, code, processor, generation config, model card. Written, and published, whole or not at all."""
 
 import json
 import os
@@ -6,85 +6,82 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import torch
 import transformers
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.models.auto import modeling_auto
+from transformers.dynamic_module_utils import get_relative_imports
 
 
-def auto_classes_of(config_class: type) -> dict[str, type[PreTrainedModel]]:
-    """The Auto classes under which models of this configuration are registered, and the model class of each."""
-    found = {}
-    for name in modeling_auto.__dict__:
-        mapping = getattr(getattr(transformers, name, None), "_model_mapping", None)
-        if name.startswith("AutoModel") and mapping is not None and config_class in mapping:
-            found[name] = mapping[config_class]
-    return found
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
-@contextmanager
-def _exported_code(model: PreTrainedModel, processor: ProcessorMixin | None) -> Iterator[None]:
-    """While active, `save_pretrained` copies the source files and writes a complete `auto_map`.
-
-    transformers remembers one Auto class per model class, copies code at every later save, and leaves an `auto_map` on
-    config and processor; all of that is undone.
-    """
-    config_class = type(model.config)
-    auto_classes = auto_classes_of(config_class)
-    own_name = next((name for name, cls in auto_classes.items() if cls is type(model)), None)
-    if own_name is None:
-        raise ValueError(
-            f"`model` is a {type(model).__module__}.{type(model).__name__}, which is registered with no Auto class. Load "
-            "it with triptych imported (not through the code of a repository), and merge adapters first."
-        )
-    previous_auto_map = getattr(model.config, "auto_map", None)
-    model.config.auto_map = {
-        name: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for name, cls in auto_classes.items()
-    }
-    exported: list[Any] = [config_class, type(model)] + ([type(processor)] if processor is not None else [])
-    config_class.register_for_auto_class()
-    type(model).register_for_auto_class(own_name)
-    if processor is not None:
-        type(processor).register_for_auto_class()
-    try:
-        yield
-    finally:
-        for cls in exported:
-            cls._auto_class = None
-        if processor is not None:
-            for part in (processor, *(getattr(processor, name) for name in processor.get_attributes())):
-                part.__dict__.pop("auto_map", None)
-        if previous_auto_map is None:
-            del model.config.auto_map
-        else:
-            model.config.auto_map = previous_auto_map
-
-
-def write_model_card(folder: Path, **fields: Any) -> None:
-    """Fill the card template (`model_cards/template.md`) and write it as the folder's README.
+def write_model_card(folder: Path, template: str = "template.md", **fields: Any) -> None:
+    """Fill a card template of `model_cards/` and write it as the folder's README.
 
     Args:
         folder: Of the repository.
-        fields: What the template asks for: `name`, `license`, `dataset_name`, `metrics`, and so on; see the template.
+        template: "template.md" for models, "adapter_template.md" for adapters.
+        fields: What the template asks for: `name`, `license`, `metrics`, and so on; see the template. Numbers among the
+            `metrics` also become the card's `model-index`, which the Hub lists.
     """
     metadata = ModelCardData(
+        model_name=fields["name"],
         license=fields.get("license"),
-        library_name="transformers",
+        library_name=fields.get("library_name", "transformers"),
+        base_model=fields.get("base_model"),
         pipeline_tag=fields.get("pipeline_tag", "image-to-text"),
         tags=["triptych", *fields.get("tags", ("image-captioning", "image-text-retrieval"))],
         language=fields.get("language"),
         datasets=fields.get("dataset_ids"),
+        eval_results=[
+            EvalResult(
+                task_type=fields.get("pipeline_tag", "image-to-text"),
+                dataset_type=(fields.get("dataset_ids") or ["generated"])[0],
+                dataset_name=fields["evaluation_data"],
+                metric_type=name,
+                metric_value=value,
+            )
+            for name, value in fields.get("metrics", {}).items()
+            if not name.startswith("num_") and not name.endswith("_size")
+        ]
+        or None,
     )
-    template = files("triptych.model_cards").joinpath("template.md").read_text(encoding="utf-8")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    content = environment.from_string(template).render(card_data=metadata.to_yaml(), **fields)
+    cards = jinja2.PackageLoader("triptych.model_cards", ".")
+    environment = jinja2.Environment(
+        loader=cards, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    content = environment.get_template(template).render(card_data=metadata.to_yaml(), **fields)
     ModelCard(content).save(folder / "README.md")
+
+
+@contextmanager
+def _staged(folder: Path, last: str) -> Iterator[Path]:
+    """A temporary folder beside the target, whose files replace those of the target at the end; `last` arrives last."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`folder` must be a folder to write to, but {folder} is a file.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield staging
+        folder.mkdir(exist_ok=True)
+        (folder / last).unlink(missing_ok=True)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_files(folder: Path, files: dict[str, Any]) -> None:
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def save_repository(
@@ -110,29 +107,179 @@ def save_repository(
         `Path`: The folder.
 
     Raises:
+        ValueError: If `folder` is an existing file, or no Auto class loads the model.
+    """
+    folder = Path(folder)
+    with _staged(folder, last="config.json") as staging:
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        if "auto_map" not in json.loads((staging / "config.json").read_text(encoding="utf-8")):
+            raise ValueError(
+                f"`model` is a {type(model).__module__}.{type(model).__name__}, which is registered with no Auto class, so "
+                "nobody could load it. Merge adapters first, or write them with `save_adapter`."
+            )
+        _write_files(staging, extra_files or {})
+        facts = {"model_type": model.config.model_type, "num_parameters": model.num_parameters()}
+        write_model_card(staging, **{**facts, **card})
+    return folder
+
+
+def save_adapter(
+    folder: str | os.PathLike,
+    model: "PeftModel",
+    base_model: str,
+    card: dict[str, Any],
+    extra_files: dict[str, Any] | None = None,
+) -> Path:
+    """Write a PEFT adapter as a Hub repository: its weights and a card of its own. Whole or not at all.
+
+    Args:
+        folder (`str` or `PathLike`): Target.
+        model (`PeftModel`): The base with its adapter.
+        base_model (`str`): Where others find the base: its name on the Hub, or a folder if the adapter stays here.
+        card (`dict`): Fields of `model_cards/adapter_template.md`.
+        extra_files (`dict`, *optional*): As in [`save_repository`].
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
         ValueError: If `folder` is an existing file.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`folder` must be a folder to write to, but {folder} is a file.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with _exported_code(model, processor):
-            model.save_pretrained(staging)
-            processor.save_pretrained(staging)
-        for name, content in (extra_files or {}).items():
-            text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-            (staging / name).write_text(text, encoding="utf-8")
-        write_model_card(staging, **card)
-
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _staged(folder, last="adapter_config.json") as staging:
+        for adapter in model.peft_config.values():
+            adapter.base_model_name_or_path = base_model
+        model.save_pretrained(str(staging))
+        _write_files(staging, extra_files or {})
+        on_hub = None if Path(base_model).exists() else base_model
+        facts = {
+            "library_name": "peft",
+            "base": base_model,
+            "base_model": on_hub,
+            "num_trained": model.get_nb_trainable_parameters()[0],
+        }
+        write_model_card(staging, "adapter_template.md", **{**card, **facts})
     return folder
+
+
+def files_to_publish(folder: str | os.PathLike) -> list[Path]:
+    """The files of a repository: those that lie directly in the folder. Checkpoints and logs in folders below stay at home.
+
+    Raises:
+        ValueError: If the folder is no complete repository of a model (configuration, weights, code, a card with a licence) or
+            of an adapter (configuration that names a base on the Hub, weights, such a card).
+    """
+    folder = Path(folder)
+    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+    names = {path.name for path in files}
+    if "adapter_config.json" in names:
+        _check_base(folder)
+    elif "config.json" in names:
+        _check_code(folder, files)
+    else:
+        raise ValueError(f"{folder} is no repository: there is no config.json. Write one with `save_repository`.")
+    if not any(name.endswith(".safetensors") for name in names):
+        raise ValueError(f"{folder} holds no weights (*.safetensors).")
+    if "README.md" not in names:
+        raise ValueError(f"{folder} has no model card (README.md).")
+    if ModelCard.load(folder / "README.md").data.license is None:
+        raise ValueError(
+            f"{folder / 'README.md'} names no `license`. It must be one that the training data allow, such as cc-by-sa-4.0."
+        )
+    return files
+
+
+def _check_base(folder: Path) -> None:
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if not base or Path(base).exists():
+        raise ValueError(
+            f"{folder / 'adapter_config.json'} says that its base is {base!r}, which nobody else has. Publish the base, and write "
+            "the adapter with `save_adapter(..., base_model=its name on the Hub)`."
+        )
+
+
+def _check_code(folder: Path, files: list[Path]) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    references = [*config.get("auto_map", {}).values()]
+    references += [task["impl"] for task in config.get("custom_pipelines", {}).values()]
+    modules = {reference.rpartition("--")[2].partition(".")[0] for reference in references}
+    modules |= {module for path in files if path.suffix == ".py" for module in get_relative_imports(path)}
+    lost = {f"{module}.py" for module in modules} - {path.name for path in files}
+    if not references or lost:
+        raise ValueError(
+            f"{folder} lacks code that its config.json leads to ({', '.join(sorted(lost)) or 'it names none'}): nobody could "
+            "load it. Save it again with `save_repository`."
+        )
+
+
+def publish(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str = "main",
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Publish a repository on the Hub: everything in one commit, or nothing.
+
+    Large files go first and are kept by the Hub under their hash, so a second call after a broken transfer sends only what is
+    missing. The commit names the revision it was made for: somebody else's in between makes it fail instead of disappear.
+
+    Args:
+        folder (`str` or `PathLike`): What [`save_repository`] wrote; see [`files_to_publish`].
+        repo_id (`str`): "owner/name". Created if it does not exist.
+        private (`bool`): Create it as a private one.
+        revision (`str`): Branch to commit to; created if it does not exist.
+        create_pr (`bool`): Open a pull request instead.
+        commit_message (`str`, *optional*): First line of the commit.
+        token (`str`, *optional*): Access token. Default: the one that `hf auth login` stored.
+
+    Returns:
+        `CommitInfo`: `commit_url`, `oid`, and `pr_url` of a pull request.
+
+    Raises:
+        ValueError: If the folder is incomplete or `repo_id` is malformed.
+        RuntimeError: If the Hub refuses, or the transfer breaks; the message says what to do.
+    """
+    files = files_to_publish(folder)
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision != "main":
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        parent = api.model_info(repo_id, revision=revision).sha
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path.name, str(path)) for path in files],
+            commit_message=commit_message or f"Upload {Path(folder).resolve().name} with triptych",
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent,
+        )
+    except HFValidationError as error:
+        raise ValueError(f"`repo_id` must be 'owner/name', got {repo_id!r}: {error}") from error
+    except OfflineModeIsEnabled as error:
+        raise RuntimeError(f"{repo_id} was not published: HF_HUB_OFFLINE is set.") from error
+    except (HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # uploads of large files wrap it
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        advice = "the connection broke. Run the same again; what the Hub has is not sent twice."
+        if status is not None:
+            advice = _ADVICE.get(status, "the Hub refused it.")
+        raise RuntimeError(f"{repo_id} was not published: {advice} ({cause or error})") from error
+
+
+_ADVICE = {
+    401: "the Hub does not know the token. Log in with `hf auth login`, or pass `token`.",
+    403: "the token may not write there. It needs the role 'write', and you the right to this namespace.",
+    404: "there is no such repository for this token.",
+    409: "somebody else committed at the same moment. Look at it, and run the same again.",
+    412: "somebody else committed since this upload began. Look at it, and run the same again.",
+    413: "it is larger than the quota of this account allows. Free space, or publish to an organisation with more.",
+}
 
 
 def describe_machine() -> str:
@@ -141,4 +288,4 @@ def describe_machine() -> str:
     return f"{device}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-__all__ = ["auto_classes_of", "describe_machine", "save_repository", "write_model_card"]
+__all__ = ["describe_machine", "files_to_publish", "publish", "save_adapter", "save_repository", "write_model_card"]

@@ -1,6 +1,8 @@
 """What a model card says about a training run. Every number in it was measured by that run."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,44 @@ _SOURCES = {
 - GRR-CoCa: Patock et al. 2025, [arXiv 2507.18009](https://arxiv.org/abs/2507.18009). The dimensions and the recipe of
   the paper are not known to us; this checkpoint reproduces none of its numbers.
 - CoCa: Yu et al. 2022, [arXiv 2205.01917](https://arxiv.org/abs/2205.01917).
-- Code: triptych, Apache-2.0.""",
+- Code: triptych, Apache-2.0.
+
+```bibtex
+@article{patock2025grrcoca,
+  title={GRR-CoCa: Leveraging LLM Mechanisms in Multimodal Model Architectures},
+  author={Patock, Jake R. and Lewis, Nicole Catherine and McCoy, Kevin and Gomez, Christina and Chen, Canling and Luzi, Lorenzo},
+  journal={arXiv preprint arXiv:2507.18009},
+  year={2025}
+}
+```""",
     "mammut": """\
 - MaMMUT: Kuo et al. 2023, [arXiv 2303.16839](https://arxiv.org/abs/2303.16839). This checkpoint is far smaller than the
   paper's models and reproduces none of their numbers.
 - TubeViT: Piergiovanni et al. 2022, [arXiv 2212.03229](https://arxiv.org/abs/2212.03229), for the video tubes.
-- Code: triptych, Apache-2.0.""",
+- Code: triptych, Apache-2.0.
+
+```bibtex
+@article{kuo2023mammut,
+  title={MaMMUT: A Simple Architecture for Joint Learning for MultiModal Tasks},
+  author={Kuo, Weicheng and Piergiovanni, AJ and Kim, Dahun and Luo, Xiyang and Caine, Ben and Li, Wei and Ogale, Abhijit and
+    Zhou, Luowei and Dai, Andrew and Chen, Zhifeng and Cui, Claire and Angelova, Anelia},
+  journal={Transactions on Machine Learning Research},
+  year={2023}
+}
+```""",
     "vw_lmm": """\
 - VW-LMM: Peng et al. 2024, [arXiv 2403.07720](https://arxiv.org/abs/2403.07720). This checkpoint is far smaller than the
   paper's models and reproduces none of their numbers; the authors published no training code.
-- Code: triptych, Apache-2.0.""",
+- Code: triptych, Apache-2.0.
+
+```bibtex
+@article{peng2024visualwords,
+  title={Multi-modal Auto-regressive Modeling via Visual Words},
+  author={Peng, Tianshuo and Li, Zuchao and Zhang, Lefei and Zhao, Hai and Wang, Ping and Du, Bo},
+  journal={arXiv preprint arXiv:2403.07720},
+  year={2024}
+}
+```""",
 }
 
 _CHAT_USAGE = """\
@@ -47,6 +77,11 @@ print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_specia
 _QUESTION_METRICS = """\
 `vqa_accuracy` compares greedily decoded answers, normalised as in the VQA challenge, with the true ones; no list of answers
 restricts them. The other accuracies are over one kind of answer each."""
+
+
+def training_command() -> str:
+    """How this process was started, for the card."""
+    return f"python {shlex.join(sys.argv)}"
 
 
 def pretraining_card(
@@ -88,6 +123,7 @@ def pretraining_card(
             f"A contrastive captioner ({model.config.model_type}, {model.num_parameters() / 1e6:.1f} M parameters, {origin}), "
             f"trained on {dataset}: it writes captions, and embeds images and texts in one space."
         ),
+        "command": training_command(),
         "training": {
             "data": f"{dataset}, training split",
             "pairs seen": f"{state.step * batch_size:,} ({arguments['num_epochs']} epochs, batch {batch_size})",
@@ -148,6 +184,7 @@ def question_card(
             f"MaMMUT ({model.num_parameters() / 1e6:.1f} M parameters, {origin}), trained on {dataset}: it answers "
             f"questions about {arguments['kind']}s in its own words."
         ),
+        "command": training_command(),
         "training": {
             "data": f"{dataset}, training split",
             "epochs and batch": f"{state.epoch:g} epochs ({state.global_step} steps), batch {batch_size}",
@@ -196,6 +233,7 @@ def visual_words_card(
             f"{arguments['vision']} and was also trained to predict them as visual words. It answers questions about images; "
             "`triptych visual-words` draws what it sees."
         ),
+        "command": training_command(),
         "training": {
             "data": "pictures of OpenMoji drawings and easy-VQA, training splits" if is_default else dataset,
             "stages and steps": arguments["steps"],
@@ -217,7 +255,6 @@ def visual_words_card(
         "metrics": metrics,
         "metrics_note": _QUESTION_METRICS,
         "usage": _CHAT_USAGE.format(question=json.dumps("What is this?")),
-        "without_heads": "`AutoModel.from_pretrained` gives the model without its two heads.",
         "data_statement": (
             f"Drawings: OpenMoji ({openmoji.SOURCE_URL}). {openmoji.ATTRIBUTION}. {easy_vqa.ATTRIBUTION}, MIT licence. Language "
             "model: SmolLM2-135M-Instruct, Apache-2.0. The weights are published under the licence of the drawings."
@@ -229,4 +266,55 @@ def visual_words_card(
     }
 
 
-__all__ = ["pretraining_card", "question_card", "visual_words_card"]
+def adapter_card(
+    arguments: dict[str, Any],
+    training_args: TrainingArguments,
+    state: TrainerState,
+    before: dict[str, float],
+    after: dict[str, float],
+    num_rows: int,
+) -> dict[str, Any]:
+    """Fields of the adapter's card template for a run of `examples/finetune_lora.py`."""
+    is_vqa = arguments["task"] == "vqa"
+    default, known = ("easy-vqa", easy_vqa) if is_vqa else ("openmoji", openmoji)
+    dataset = arguments["dataset"] or default
+    name = Path(str(training_args.output_dir)).resolve().name
+    license_id: str | None = arguments["dataset_license"]
+    statement = f"Trained on {dataset}; licence of the data: {license_id or 'unknown'}."
+    if dataset == default:
+        license_id, statement = known.LICENSE, f"{known.ATTRIBUTION}, {known.SOURCE_URL}."
+    batch_size = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
+    log = next((row for row in state.log_history if "train_runtime" in row), {})
+    shape = "" if arguments["method"] == "ia3" else f" of rank {arguments['rank']}"
+    return {
+        "name": name,
+        "repo": name,
+        "license": license_id,
+        "pipeline_tag": "visual-question-answering" if is_vqa else "image-to-text",
+        "tags": ["visual-question-answering" if is_vqa else "image-captioning"],
+        "dataset_ids": None if dataset == default or Path(dataset).exists() else [dataset],
+        "summary": (
+            f"An adapter ({arguments['method']}{shape} on {arguments['target_modules']}) for "
+            f"{arguments['model_name_or_path']}, trained on {dataset}: it "
+            f"{'answers questions about images' if is_vqa else 'writes captions'}."
+        ),
+        "training": {
+            "data": f"{dataset}, training split",
+            "epochs and batch": f"{state.epoch:g} epochs ({state.global_step} steps), batch {batch_size}",
+            "optimiser": (
+                f"AdamW, peak learning rate {training_args.learning_rate:g}, "
+                f"{SchedulerType(training_args.lr_scheduler_type).value} schedule"
+            ),
+            "precision": "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
+            "seed": training_args.seed,
+            "time": f"{log.get('train_runtime', 0) / 60:.1f} min on {describe_machine()}",
+        },
+        "evaluation_data": f"{num_rows} rows of the held-out split of {dataset}",
+        "before": before,
+        "metrics": after,
+        "data_statement": statement,
+        "limits": "Knows nothing but pictures and texts like those of its data.",
+    }
+
+
+__all__ = ["adapter_card", "pretraining_card", "question_card", "training_command", "visual_words_card"]
