@@ -1,0 +1,71 @@
+"""Train GRR-CoCa on image-caption pairs with transformers' own Trainer.
+
+    python examples/trainer_grr_coca.py --output_dir outputs/trainer-grr-coca
+    python examples/trainer_grr_coca.py --output_dir outputs/mine --dataset path/to/folder --num_train_epochs 30
+    accelerate launch examples/trainer_grr_coca.py --output_dir outputs/mine --dataset name/of-pairs
+
+Every argument of `TrainingArguments` is accepted. `examples/pretrain.py` does more: retrieval and captions in its evaluations,
+random crops, a model card.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import CLIPImageProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
+
+from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration, GrrCocaProcessor
+from triptych.training.data import load_pairs
+from triptych.training.optimization import best_precision
+from triptych.training.tokenizer import train_tokenizer
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(default="openmoji", metadata={"help": "'openmoji', a folder, a parquet file or a Hub name."})
+    preset: str = field(default="grr-coca-tiny", metadata={"help": "Size of the model."})
+
+
+def main() -> None:
+    parser = HfArgumentParser((DataArguments, TrainingArguments))
+    parser.set_defaults(
+        per_device_train_batch_size=32,
+        learning_rate=5e-4,
+        weight_decay=0.1,
+        num_train_epochs=14,
+        eval_strategy="epoch",
+        bf16=best_precision() == "bf16",
+        use_cpu=not torch.accelerator.is_available(),
+        remove_unused_columns=False,  # images and captions become inputs in `collate`
+    )
+    args, training_args = parser.parse_args_into_dataclasses()
+    set_seed(training_args.seed)
+    data = load_pairs(args.dataset)
+
+    config = GrrCocaConfig.from_preset(args.preset)
+    tokenizer = train_tokenizer(data["train"]["caption"], 2048, config.max_position_embeddings)
+    config.text_config.vocab_size = len(tokenizer)
+    config.text_config.bos_token_id, config.text_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    size = config.vision_config.image_size
+    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    processor = GrrCocaProcessor(image_processor, tokenizer)
+    model = GrrCocaForConditionalGeneration(config)
+
+    def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+        images, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
+        batch = processor(images=images, text=captions, padding="longest", return_tensors="pt")
+        return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        data_collator=collate,
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()  # weights, code and processor: `from_pretrained` needs no more
+
+
+if __name__ == "__main__":
+    main()
