@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, HfArgumentParser
 from typer.testing import CliRunner
 
 import triptych
-from tests.conftest import CAPTIONS, run_card_snippet, tiny_mammut, tiny_mammut_processor
+from tests.conftest import CAPTIONS, mammut_pair, run_card_snippet, tiny_mammut, tiny_mammut_processor
 from tests.test_hub import CARD
 from tests.test_vw_lmm_training import write_towers
 from triptych import hub
@@ -102,8 +102,29 @@ def test_vw_lmm_snippets_run_one_after_another(tmp_path, capsys):
     assert words.count("'") == 6
 
 
+def test_hub_snippets_run_one_after_another(tmp_path, monkeypatch, capsys):
+    model, processor = mammut_pair()
+    repo = hub.save_repository(tmp_path / "repo", model, processor, CARD)
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    document = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
+    code = snippets(document)
+    assert len(code) == document.count("```python") == 5
+    namespace: dict = {}
+    for snippet in code:
+        exec(re.sub(r'"outputs/[\w-]+"', repr(str(repo)), snippet), namespace)
+    printed = capsys.readouterr().out
+    for part in ("generated_text", "'answer'", "trainable params", "model.safetensors", "cider_d"):
+        assert part in printed
+
+
 def test_links_of_the_documents_exist():
-    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for document in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "model_cards").glob("*.md")),
+    ]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
