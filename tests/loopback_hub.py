@@ -204,6 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self._send({"error": f"{value['path']} was never uploaded"}, 422)
                     return
                 files[value["path"]] = value["oid"]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         is_pr = self.query.get("create_pr") == ["1"]
         branch = "refs/pr/1" if is_pr else revision
         sha = repository.commit(branch, files)

@@ -13,6 +13,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, TorchAoConfig
 
 from tests.conftest import CAPTIONS, PAIRS, save_pair
+from tests.loopback_hub import TOKEN, LoopbackHub
+from tests.test_hub import CARD, ask_a_stranger
+from tests.test_trainers import picture_folder
 from triptych import hub
 from triptych.training.data import load_pairs
 
@@ -115,14 +118,8 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(("name", "task"), [("grr_coca", "caption"), ("mammut", "vqa"), ("vw_lmm", "caption")])
 def test_the_script_trains_an_adapter_with_a_card_of_its_own(tmp_path, name, task):
     save_pair(name, tmp_path / "base")
-    (tmp_path / "data").mkdir()
-    rows = [
-        {"file_name": f"{index}.png", "caption": CAPTIONS[index % 3], "question": "what is it?", "answers": "a cat"}
-        for index in range(40)
-    ]
-    for row in rows:
-        Image.new("RGB", (20, 20), "red").save(tmp_path / "data" / row["file_name"])
-    (tmp_path / "data" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"caption": CAPTIONS[index % 3], "question": "what is it?", "answers": "a cat"} for index in range(40)]
+    picture_folder(tmp_path / "data", rows)
     arguments = [
         "--model_name_or_path", "base", "--task", task, "--dataset", "data", "--output_dir", "adapter", "--rank", "2",
         "--max_steps", "2", "--per_device_train_batch_size", "4", "--dataset_license", "cc0-1.0",
@@ -139,6 +136,45 @@ def test_the_script_trains_an_adapter_with_a_card_of_its_own(tmp_path, name, tas
     loaded = PeftModel.from_pretrained(PAIRS[name]()[0], tmp_path / "adapter")
     assert loaded.peft_config["default"].base_model_name_or_path == "base"
     assert any(parameter.abs().sum() > 0 for key, parameter in loaded.named_parameters() if "lora_B" in key)
+
+
+ADAPTED = """
+from peft import PeftModel
+model = AutoModelForImageTextToText.from_pretrained("someone/base", trust_remote_code=True)
+model = PeftModel.from_pretrained(model, "someone/adapter").eval()
+processor = AutoProcessor.from_pretrained("someone/base", trust_remote_code=True)
+found["logits"] = model(**batch).logits
+"""
+
+
+def test_base_and_adapter_travel_through_the_hub(tmp_path, monkeypatch):
+    model, processor = PAIRS["grr_coca"]()
+    hub.save_repository(tmp_path / "base", model, processor, CARD)
+    picture_folder(tmp_path / "data", [{"caption": CAPTIONS[index % 3]} for index in range(40)])
+    with LoopbackHub().running() as server:
+        environment = {
+            "HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }  # fmt: skip
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        push = [sys.executable, "-m", "triptych.cli", "push", "base", "someone/base"]
+        subprocess.run(push, cwd=tmp_path, check=True, timeout=300)
+        arguments = [
+            "--model_name_or_path", "someone/base", "--task", "caption", "--dataset", "data", "--output_dir", "adapter",
+            "--max_steps", "2", "--learning_rate", "1e-2", "--dataset_license", "cc0-1.0", "--push_to_hub",
+            "--hub_model_id", "someone/adapter",
+        ]  # fmt: skip
+        result = run(*arguments, folder=tmp_path)
+        assert result.returncode == 0, result.stderr
+        batch = {key: value for key, value in batch_of(model, processor).items() if key != "labels"}
+        found = ask_a_stranger(ADAPTED, "someone/base", batch, tmp_path)
+        published = server.repositories["someone/adapter"]
+        assert published.commits[published.branches["main"]].keys() >= {"README.md", "adapter_model.safetensors"}
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+        torch.testing.assert_close(found["logits"], adapted(**batch).logits, atol=1e-5, rtol=0)
+        assert not torch.allclose(found["logits"], adapted.unload()(**batch).logits, atol=1e-4)
 
 
 def test_the_script_refuses_what_nobody_could_load(tmp_path):

@@ -128,6 +128,30 @@ def test_failures_leave_no_half_published_revision(server, push, repo, failure, 
     assert len(server.uploads) - sent == (1 if failure[0] == "PUT /lfs/" or "preupload" in failure[0] else 0)
 
 
+def test_what_an_earlier_version_had_does_not_stay(server, push, repo):
+    push(repo)
+    (repo / "model.safetensors").unlink()
+    tiny_model().save_pretrained(repo, max_shard_size="100KB")
+    (repo / "extra.py").write_text("")
+    push(repo)
+    shards = {name for name in published(server) if ".safetensors" in name}
+    assert len(shards) > 2
+    assert "model.safetensors" not in shards
+    hub.save_repository(repo, tiny_model(), tiny_processor(), CARD)
+    (repo / "extra.py").unlink()
+    push(repo)
+    assert {name for name in published(server) if ".safetensors" in name} == {"model.safetensors"}
+    assert "extra.py" not in published(server)
+    assert ".gitattributes" in published(server)
+
+
+def test_a_model_is_written_and_published_at_once(server, push):
+    push(tiny_model(), processor=tiny_processor(), card=CARD)
+    assert published(server).keys() >= {"model.safetensors", "modeling_grr_coca.py", "README.md", "tokenizer.json"}
+    with pytest.raises(ValueError, match="needs its `processor` and the fields of its `card`"):
+        push(tiny_model())
+
+
 def test_a_refused_token_a_malformed_name_and_offline_mode(server, push, repo, monkeypatch):
     with pytest.raises(RuntimeError, match="the Hub does not know the token"):
         push(repo, token="hf_wrong")

@@ -6,13 +6,22 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import torch
 import transformers
-from huggingface_hub import CommitInfo, CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import get_relative_imports
@@ -20,6 +29,9 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+_WEIGHTS = "*.safetensors*"  # with the index of shards
 
 
 def write_model_card(folder: Path, template: str = "template.md", **fields: Any) -> None:
@@ -72,8 +84,13 @@ def _staged(folder: Path, last: str) -> Iterator[Path]:
         yield staging
         folder.mkdir(exist_ok=True)
         (folder / last).unlink(missing_ok=True)
+        written = set()
         for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
             os.replace(path, folder / path.name)
+            written.add(path.name)
+        for path in folder.glob(_WEIGHTS):  # else shards of an earlier model would stay, or be loaded instead
+            if path.name not in written:
+                path.unlink()
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -214,9 +231,11 @@ def _check_code(folder: Path, files: list[Path]) -> None:
 
 
 def publish(
-    folder: str | os.PathLike,
+    folder_or_model: str | os.PathLike | PreTrainedModel,
     repo_id: str,
     *,
+    processor: ProcessorMixin | None = None,
+    card: dict[str, Any] | None = None,
     private: bool = False,
     revision: str = "main",
     create_pr: bool = False,
@@ -227,10 +246,13 @@ def publish(
 
     Large files go first and are kept by the Hub under their hash, so a second call after a broken transfer sends only what is
     missing. The commit names the revision it was made for: somebody else's in between makes it fail instead of disappear.
+    Weights and code that an earlier version had and this one has not are deleted by the same commit.
 
     Args:
-        folder (`str` or `PathLike`): What [`save_repository`] wrote; see [`files_to_publish`].
+        folder_or_model (`str`, `PathLike` or `PreTrainedModel`):
+            What [`save_repository`] or [`save_adapter`] wrote, see [`files_to_publish`]; or a model, which is written first.
         repo_id (`str`): "owner/name". Created if it does not exist.
+        processor, card: Of a model, as in [`save_repository`].
         private (`bool`): Create it as a private one.
         revision (`str`): Branch to commit to; created if it does not exist.
         create_pr (`bool`): Open a pull request instead.
@@ -241,23 +263,52 @@ def publish(
         `CommitInfo`: `commit_url`, `oid`, and `pr_url` of a pull request.
 
     Raises:
-        ValueError: If the folder is incomplete or `repo_id` is malformed.
+        ValueError: If the folder is incomplete, a model comes without processor or card, or `repo_id` is malformed.
         RuntimeError: If the Hub refuses, or the transfer breaks; the message says what to do.
     """
+    options: dict[str, Any] = {
+        "private": private,
+        "revision": revision,
+        "create_pr": create_pr,
+        "commit_message": commit_message or f"Upload {repo_id.rpartition('/')[2]} with triptych",
+        "token": token,
+    }
+    if not isinstance(folder_or_model, PreTrainedModel):
+        return _publish_folder(Path(folder_or_model), repo_id, **options)
+    if processor is None or card is None:
+        raise ValueError("A model needs its `processor` and the fields of its `card` to be published.")
+    with tempfile.TemporaryDirectory() as folder:
+        save_repository(folder, folder_or_model, processor, card)
+        return _publish_folder(Path(folder), repo_id, **options)
+
+
+def _publish_folder(
+    folder: Path,
+    repo_id: str,
+    private: bool,
+    revision: str,
+    create_pr: bool,
+    commit_message: str,
+    token: str | None,
+) -> CommitInfo:
     files = files_to_publish(folder)
+    names = {path.name for path in files}
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision != "main":
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        parent = api.model_info(repo_id, revision=revision).sha
+        before = api.model_info(repo_id, revision=revision)
+        there = {sibling.rfilename for sibling in before.siblings or ()}
+        stale = [name for name in sorted(there - names) if fnmatch(name, _WEIGHTS) or fnmatch(name, "*.py")]
         return api.create_commit(
             repo_id,
-            [CommitOperationAdd(path.name, str(path)) for path in files],
-            commit_message=commit_message or f"Upload {Path(folder).resolve().name} with triptych",
+            [CommitOperationAdd(path.name, str(path)) for path in files]
+            + [CommitOperationDelete(name) for name in stale if "/" not in name],
+            commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
-            parent_commit=parent,
+            parent_commit=before.sha,
         )
     except HFValidationError as error:
         raise ValueError(f"`repo_id` must be 'owner/name', got {repo_id!r}: {error}") from error
