@@ -64,7 +64,7 @@ class AdapterArguments:
         default=None, metadata={"help": "Quantise the base with bitsandbytes (GPU)."}
     )
     num_eval_rows: int = field(default=500, metadata={"help": "Held-out rows for the card's table."})
-    max_new_tokens: int = field(default=16, metadata={"help": "Longest caption or answer, in tokens."})
+    truncate_captions: bool = field(default=False, metadata={"help": "Cut captions longer than the context."})
     base_model_id: str | None = field(
         default=None, metadata={"help": "The base's name on the Hub, if `model_name_or_path` is a folder."}
     )
@@ -78,21 +78,34 @@ def load_rows(args: AdapterArguments, seed: int) -> datasets.DatasetDict:
             "image", datasets.Image()
         )
     data = load_pairs(args.dataset or "openmoji", None, args.image_column, args.caption_column, seed=seed)
-    names = {args.image_column: "image", args.caption_column: "caption"}
-    data = data.rename_columns({old: new for old, new in names.items() if old != new})
 
-    def as_question(row: dict[str, Any]) -> dict[str, Any]:
-        captions = [row["caption"]] if isinstance(row["caption"], str) else row["caption"]
-        return {"question": CAPTION_REQUEST, "answers": captions}
+    def as_questions(rows: dict[str, list]) -> dict[str, list]:
+        captions = [[one] if isinstance(one, str) else one for one in rows[args.caption_column]]
+        return {"question": [CAPTION_REQUEST] * len(captions), "answers": captions}
 
-    return data.select_columns(["image", "caption"]).map(as_question, remove_columns="caption")
+    def one_by_one(rows: dict[str, list]) -> dict[str, list]:
+        pairs = zip(rows["image"], rows["answers"], strict=True)
+        found = [(image, answer) for image, answers in pairs for answer in answers]
+        return {
+            "image": [image for image, _ in found],
+            "question": [CAPTION_REQUEST] * len(found),
+            "answers": [[answer] for _, answer in found],
+        }
+
+    data = data.select_columns([args.image_column, args.caption_column])
+    if args.image_column != "image":
+        data = data.rename_column(args.image_column, "image")
+    data = data.cast_column("image", datasets.Image(decode=False))
+    data = data.map(as_questions, batched=True, remove_columns=args.caption_column, desc="captions")
+    data["train"] = data["train"].map(one_by_one, batched=True, desc="a row per caption")  # of an image with several
+    return data.cast_column("image", datasets.Image())
 
 
 class Collator:
     """Rows as inputs with labels, in the form that the processor's model reads."""
 
-    def __init__(self, processor: ProcessorMixin, task: str):
-        self.processor, self.task = processor, task
+    def __init__(self, processor: ProcessorMixin, task: str, truncation: bool = False):
+        self.processor, self.task, self.truncation = processor, task, truncation
         self.chats = getattr(processor, "chat_template", None) is not None
         if task == "vqa" and not self.chats and not hasattr(processor, "question_template"):
             raise ValueError(
@@ -112,7 +125,8 @@ class Collator:
         if self.task == "vqa":
             questions = [row["question"] for row in rows]
             return self.processor(images=images, questions=questions, answers=answers, return_tensors="pt")
-        batch = self.processor(images=images, text=answers, padding="longest", return_tensors="pt")
+        options = {"padding": "longest", "truncation": self.truncation, "return_tensors": "pt"}
+        batch = self.processor(images=images, text=answers, **options)
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
 
 
@@ -120,8 +134,7 @@ def evaluate(
     model: torch.nn.Module, processor: ProcessorMixin, rows: datasets.Dataset, args: AdapterArguments, batch_size: int
 ) -> dict[str, float]:
     """BLEU and CIDEr-D of captions, or VQA accuracy of answers, greedily decoded by the task's pipeline."""
-    greedy = {"num_beams": 1, "do_sample": False}
-    options = {"batch_size": batch_size, "max_new_tokens": args.max_new_tokens, "generate_kwargs": greedy}
+    options = {"batch_size": batch_size, "generate_kwargs": {"num_beams": 1, "do_sample": False}}
     references = list(rows["answers"])
     if args.task == "caption":
         describe = pipeline("image-to-text", model, processor=processor)
@@ -133,16 +146,23 @@ def evaluate(
     return VqaAccuracy().compute(predictions=texts, references=references)
 
 
-def adapter_config(args: AdapterArguments) -> PeftConfig:
+def adapter_config(args: AdapterArguments, model_type: str) -> PeftConfig:
     """What PEFT is to add."""
+    # VW-LMM's VM head takes no part in the language loss.
+    exclude = ["vm_head"] if model_type == "vw_lmm" else None
     named = args.target_modules != "all-linear"
     targets: Any = args.target_modules.split(",") if named else "all-linear"
     if args.method == "ia3":
-        return IA3Config(target_modules=targets, feedforward_modules=[])
+        return IA3Config(target_modules=targets, feedforward_modules=[], exclude_modules=exclude)
     alpha = args.alpha or 2 * args.rank
     use_dora = args.method == "dora"
     return LoraConfig(
-        r=args.rank, lora_alpha=alpha, lora_dropout=args.dropout, target_modules=targets, use_dora=use_dora
+        r=args.rank,
+        lora_alpha=alpha,
+        lora_dropout=args.dropout,
+        target_modules=targets,
+        exclude_modules=exclude,
+        use_dora=use_dora,
     )
 
 
@@ -184,10 +204,14 @@ def main() -> None:
         args.model_name_or_path, dtype="auto" if args.load_in else torch.float32, quantization_config=quantization
     )
     processor = AutoProcessor.from_pretrained(args.model_name_or_path)
-    collator = Collator(processor, args.task)
+    collator = Collator(processor, args.task, args.truncate_captions)
+    if model.config.model_type == "vw_lmm":
+        model.config.visual_loss = "none"
+    elif args.task == "vqa":
+        model.config.contrastive_loss_weight = 0.0  # questions do not describe their image
     if quantization is not None:
         model = prepare_model_for_kbit_training(model)
-    adapted = get_peft_model(model, adapter_config(args))
+    adapted = get_peft_model(model, adapter_config(args, model.config.model_type))
     adapted.print_trainable_parameters()
 
     trainer = Trainer(
@@ -199,6 +223,7 @@ def main() -> None:
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
+        adapted.save_pretrained(training_args.output_dir)  # before an evaluation can fail
         adapted.eval()
         batch_size = training_args.per_device_eval_batch_size
         with adapted.disable_adapter():

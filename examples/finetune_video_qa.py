@@ -43,6 +43,7 @@ class VideoArguments:
     dataset: str = field(
         default="moving-emoji", metadata={"help": "'moving-emoji', or a folder in MSRVTT-QA's or MSVD-QA's layout."}
     )
+    dataset_license: str | None = field(default=None, metadata={"help": "Licence of your data, for the card."})
     eval_split: str = field(default="test", metadata={"help": "Of a folder: test or val."})
     num_clips: int = field(default=60_000, metadata={"help": "Moving-emoji clips in the training split."})
     num_test_clips: int = field(default=400, metadata={"help": "Moving-emoji clips in the test split."})

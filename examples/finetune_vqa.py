@@ -40,6 +40,7 @@ class DataArguments:
     answer_type_column: str = field(
         default="answer_type", metadata={"help": "Column with the kind of answer; guessed if it is missing."}
     )
+    dataset_license: str | None = field(default=None, metadata={"help": "Licence of your data, for the card."})
     eval_split: str = field(default="test", metadata={"help": "Split to evaluate on; held out if it does not exist."})
     num_eval_questions: int = field(
         default=1000, metadata={"help": "Questions of the evaluations during training; the last one takes all."}

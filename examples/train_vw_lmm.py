@@ -66,6 +66,7 @@ class VwLmmArguments:
             "help": "'openmoji-questions', a JSON file in LLaVA's layout or with `messages`, or a Hub data set."
         },
     )
+    dataset_license: str | None = field(default=None, metadata={"help": "Licence of your data, for the card."})
     image_folder: str | None = field(default=None, metadata={"help": "Where the paths of a JSON file's images start."})
     pictures_per_drawing: int = field(
         default=3, metadata={"help": "Pictures of every OpenMoji drawing in the training split."}

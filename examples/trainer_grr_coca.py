@@ -8,6 +8,7 @@ Every argument of `TrainingArguments` is accepted. `examples/pretrain.py` does m
 random crops, a model card.
 """
 
+import random
 from dataclasses import dataclass, field
 
 import torch
@@ -42,7 +43,9 @@ def main() -> None:
     data = load_pairs(args.dataset)
 
     config = GrrCocaConfig.from_preset(args.preset)
-    tokenizer = train_tokenizer(data["train"]["caption"], 2048, config.max_position_embeddings)
+    captions_of = [[row] if isinstance(row, str) else row for row in data["train"]["caption"]]
+    texts = [caption for captions in captions_of for caption in captions]
+    tokenizer = train_tokenizer(texts, 2048, config.max_position_embeddings)
     config.text_config.vocab_size = len(tokenizer)
     config.text_config.bos_token_id, config.text_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     size = config.vision_config.image_size
@@ -52,6 +55,7 @@ def main() -> None:
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         images, captions = [row["image"] for row in rows], [row["caption"] for row in rows]
+        captions = [caption if isinstance(caption, str) else random.choice(caption) for caption in captions]
         batch = processor(images=images, text=captions, padding="longest", return_tensors="pt")
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
 

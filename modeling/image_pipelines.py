@@ -1,5 +1,8 @@
 """Pipelines that travel with a checkpoint: two that transformers 5 dropped, and zero-shot classification with sigmoid scores."""
 
+from pathlib import Path
+from types import GeneratorType
+
 import torch
 from PIL import Image
 from transformers import GenerationConfig
@@ -29,7 +32,7 @@ class _GeneratingPipeline(Pipeline):
             self.tokenizer.padding_side = "left"  # answers begin behind the prompt, in every row of a batch
 
     def _encode(self, image, text: str | None, is_question: bool, timeout: float | None):
-        image = load_image(image, timeout=timeout)
+        image = load_image(str(image) if isinstance(image, Path) else image, timeout=timeout)
         if self.chats:
             content = [{"type": "image", "image": image}, {"type": "text", "text": text or self.default_question}]
             inputs = self.processor.apply_chat_template(
@@ -50,9 +53,15 @@ class _GeneratingPipeline(Pipeline):
         kwargs = self._prepare_generate_kwargs(asked, return_dict_in_generate=True, **overrides)
         context = getattr(self.model.config, "max_position_embeddings", None)
         if context is not None and "max_new_tokens" in kwargs.keys() - asked.keys():  # our default: only what fits
-            prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 1
-            kwargs["max_new_tokens"] = max(1, min(kwargs["max_new_tokens"], context - prompt_length))
+            longest = int(inputs["attention_mask"].sum(-1).max()) if "attention_mask" in inputs else 1
+            kwargs["max_new_tokens"] = max(1, min(kwargs["max_new_tokens"], context - longest))
         return self.model.generate(**inputs, **kwargs)
+
+    @staticmethod
+    def _stream(items):
+        """A data set or a column of one as a generator, which pipelines know."""
+        is_one = isinstance(items, (str, Path, Image.Image, dict, list, tuple, GeneratorType))
+        return items if is_one else (item for item in items)
 
     def _decode(self, ids) -> list[str]:
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
@@ -93,7 +102,7 @@ class ImageToTextPipeline(_GeneratingPipeline):
         inputs = kwargs.pop("images", inputs)
         if inputs is None:
             raise ValueError("`inputs` is missing: an image, or several.")
-        return super().__call__(inputs, **kwargs)
+        return super().__call__(self._stream(inputs), **kwargs)
 
     def preprocess(self, image, prompt=None, timeout=None):
         return self._encode(image, prompt, is_question=False, timeout=timeout)
@@ -142,9 +151,11 @@ class VisualQuestionAnsweringPipeline(_GeneratingPipeline):
         """
         if image is None:
             raise ValueError("`image` is missing.")
-        one_image, one_question = isinstance(image, str | Image.Image), isinstance(question, str)
+        one_image, one_question = isinstance(image, (str, Path, Image.Image)), isinstance(question, str)
         if question is None:
-            if one_image or (isinstance(image, dict) and not {"image", "question"} <= image.keys()):
+            first = image[0] if isinstance(image, (list, tuple)) and image else image
+            is_row = not isinstance(first, (str, Path, Image.Image))
+            if not is_row or (isinstance(first, dict) and not {"image", "question"} <= first.keys()):
                 raise ValueError("`question` is missing: pass it beside `image`, or rows with `image` and `question`.")
             rows = image
         elif one_image and one_question:
@@ -152,7 +163,7 @@ class VisualQuestionAnsweringPipeline(_GeneratingPipeline):
         else:
             images, questions = [image] if one_image else image, [question] if one_question else question
             rows = [{"image": one, "question": text} for one in images for text in questions]
-        return super().__call__(rows, **kwargs)
+        return super().__call__(self._stream(rows), **kwargs)
 
     def preprocess(self, inputs, timeout=None):
         return self._encode(inputs["image"], inputs["question"], is_question=True, timeout=timeout)
@@ -160,9 +171,9 @@ class VisualQuestionAnsweringPipeline(_GeneratingPipeline):
     def _forward(self, model_inputs, generate_kwargs=None, top_k=1):
         beams = {"num_beams": top_k, "num_return_sequences": top_k} if top_k > 1 else {}
         options = {**beams, **(generate_kwargs or {})}
-        outputs = self._generate(model_inputs, options, output_scores=True)
+        outputs = self._generate(model_inputs, options, output_logits=True)
         steps = self.model.compute_transition_scores(
-            outputs.sequences, outputs.scores, getattr(outputs, "beam_indices", None), normalize_logits=True
+            outputs.sequences, outputs.logits, getattr(outputs, "beam_indices", None), normalize_logits=True
         )  # (items x sequences, new tokens)
         new = outputs.sequences[:, -steps.shape[1] :]
         ends = torch.isin(new, torch.tensor(self._end_ids(), device=new.device))

@@ -61,6 +61,9 @@ def _declared_code(model) -> Iterator[None]:
     # "someone/repository--module.Class" would need that repository for ever
     auto_map = {key: value.rpartition("--")[2] for key, value in (getattr(config, "auto_map", None) or {}).items()}
     auto_map |= {name: _reference(cls) for name, cls in auto_classes_of(config_class).items()}
+    if not auto_map and all(cls.__module__.startswith("transformers_modules.") for cls in (config_class, model_class)):
+        # a tower of a model that was loaded through the code of a repository
+        auto_map = {"AutoModel": _reference(model_class)}
     own_name = next((name for name, reference in auto_map.items() if reference == _reference(model_class)), None)
     # A class of the user's own, or a part that no Auto class loads, has no code to name.
     is_known = own_name is not None

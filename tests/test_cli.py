@@ -58,6 +58,28 @@ def test_what_a_model_cannot_do_is_one_line(checkpoint):
     assert "Traceback" not in outcome.output
 
 
-def test_every_command_explains_itself():
-    for command in ("caption", "ask", "retrieve", "visual-words", "push"):
-        assert len(invoke(command, "--help")) > 500
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("caption", "--model --prompt --num-beams --max-new-tokens --batch-size --json"),
+        ("ask", "--model --top --max-new-tokens --json"),
+        ("retrieve", "--model --top --batch-size --json"),
+        ("visual-words", "--model --output --top-k --num-heat-maps --json"),
+        ("push", "--private --revision --pull-request --message --dry-run --json"),
+    ],
+)
+def test_every_command_explains_its_options(command, options):
+    outcome = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}, color=False)
+    for option in options.split():
+        assert option in outcome.stdout
+
+
+def test_broken_weights_are_one_line(tmp_path):
+    save_pair("grr_coca", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    outcome = CliRunner().invoke(app, ["caption", str(tmp_path / "a.png"), "-m", str(tmp_path)])
+    assert outcome.exit_code == 2
+    assert "cannot be loaded" in outcome.output
+    assert len(outcome.stderr.strip().splitlines()) == 1

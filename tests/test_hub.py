@@ -12,6 +12,7 @@ from PIL import Image
 import triptych
 from tests.conftest import (
     PAIRS,
+    save_pair,
     tiny_config,
     tiny_mammut,
     tiny_mammut_processor,
@@ -220,6 +221,24 @@ def test_a_stranger_loads_every_class_through_every_auto_class(tmp_path, monkeyp
             assert f"{pipeline['impl'].partition('.')[0]}.py" in sources
 
 
+PART = """
+from transformers import pipeline
+processor.image_processor.save_pretrained("part")
+AutoModel.from_pretrained(repo, trust_remote_code=True).vision_model.save_pretrained("part")
+found["part"] = pipeline("image-feature-extraction", "part", trust_remote_code=True)("red.png", return_tensors=True)
+found["whole"] = AutoModel.from_pretrained(repo, trust_remote_code=True).vision_model(**batch).last_hidden_state
+"""
+
+
+def test_a_tower_that_a_stranger_saves_carries_its_code_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    _, processor = save_pair("mammut", tmp_path / "repo")
+    picture = Image.new("RGB", (20, 20), "red")
+    picture.save(tmp_path / "red.png")
+    found = ask_a_stranger(PART, tmp_path / "repo", dict(processor(images=picture, return_tensors="pt")), tmp_path)
+    torch.testing.assert_close(found["part"], found["whole"], atol=1e-5, rtol=0)
+
+
 def test_what_no_auto_class_loads_is_no_repository(tmp_path):
     class Mine(triptych.GrrCocaForConditionalGeneration):
         pass
@@ -253,8 +272,11 @@ def test_replacing_a_repository_keeps_foreign_files_and_never_shows_a_mixture(tm
         hub.save_repository(repo, tiny_model(seed=1), tiny_processor(), CARD)
     assert not (repo / "config.json").exists()
     monkeypatch.undo()
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "mine.safetensors"):
+        (repo / name).write_text("")
     hub.save_repository(repo, tiny_model(seed=1), tiny_processor(), CARD)
     assert (repo / "notes.txt").read_text() == "mine"
+    assert {path.name for path in repo.glob("*.safetensors*")} == {"model.safetensors", "mine.safetensors"}
     assert [path.name for path in tmp_path.iterdir()] == ["repo"]
     loaded = triptych.GrrCocaForConditionalGeneration.from_pretrained(repo)
     assert torch.equal(loaded.lm_head.weight, tiny_model(seed=1).lm_head.weight)

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 
 import triptych
 from tests.conftest import grr_coca_pair, mammut_pair, run_snippets, vw_lmm_pair
+from triptych.training.card import combined_license, training_command
 
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
@@ -60,3 +61,39 @@ def test_snippets_run(name, tmp_path, monkeypatch, capsys):
     card = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
     run_snippets(card, tmp_path / "checkpoint", tmp_path, monkeypatch)
     assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_the_command_of_a_run_tells_no_secrets(monkeypatch):
+    argv = [
+        "/home/me/examples/pretrain.py",
+        "--hub_token",
+        "hf_SECRET",
+        "--token=hf_SECRET",
+        "--dataset",
+        "/home/me/data",
+        "--seed",
+        "1",
+    ]
+    monkeypatch.setattr("sys.argv", argv)
+    assert training_command() == "python examples/pretrain.py --dataset data --seed 1"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert training_command().startswith("accelerate launch --num_processes 2 examples/pretrain.py")
+
+
+@pytest.mark.parametrize(
+    ("data", "base", "expected"),
+    [
+        ("mit", "cc-by-sa-4.0", "cc-by-sa-4.0"),
+        ("cc-by-sa-4.0", "mit", "cc-by-sa-4.0"),
+        ("cc-by-sa-4.0", "cc-by-nc-4.0", None),
+        (None, "mit", None),
+        ("mit", None, "mit"),
+    ],
+)
+def test_the_stricter_licence_wins(tmp_path, data, base, expected):
+    assert combined_license(data, None) == (data, "")
+    if base is not None:
+        (tmp_path / "README.md").write_text(f"---\nlicense: {base}\n---\n")
+    found, sentence = combined_license(data, str(tmp_path))
+    assert found == expected
+    assert str(tmp_path) in sentence

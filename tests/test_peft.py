@@ -118,7 +118,8 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(("name", "task"), [("grr_coca", "caption"), ("mammut", "vqa"), ("vw_lmm", "caption")])
 def test_the_script_trains_an_adapter_with_a_card_of_its_own(tmp_path, name, task):
     save_pair(name, tmp_path / "base")
-    rows = [{"caption": CAPTIONS[index % 3], "question": "what is it?", "answers": "a cat"} for index in range(40)]
+    captions = [CAPTIONS[:2] if index % 2 else CAPTIONS[2:3] for index in range(40)]  # one or two per image
+    rows = [{"caption": caption, "question": "what is it?", "answers": "a cat"} for caption in captions]
     picture_folder(tmp_path / "data", rows)
     arguments = [
         "--model_name_or_path", "base", "--task", task, "--dataset", "data", "--output_dir", "adapter", "--rank", "2",
@@ -195,6 +196,11 @@ def test_an_adapter_whose_base_nobody_has_is_not_published(tmp_path):
         "name": "adapter", "repo": "adapter", "license": "cc0-1.0", "summary": "One.", "training": {}, "before": {"a": 1.0},
         "metrics": {"a": 2.0}, "evaluation_data": "some rows", "data_statement": "None.", "limits": "All.",
     }  # fmt: skip
+    with pytest.raises(ValueError, match="is a PeftModel: write it with `save_adapter`"):
+        hub.publish(adapted, "someone/adapter")
+    PAIRS["grr_coca"]()[0].save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="holds a model; give the adapter a folder of its own"):
+        hub.save_adapter(tmp_path / "model", adapted, "someone/base", card)
     folder = hub.save_adapter(tmp_path / "adapter", adapted, str(tmp_path), card)
     with pytest.raises(ValueError, match="which nobody else has"):
         hub.files_to_publish(folder)

@@ -2,9 +2,11 @@
 
 import base64
 import io
+from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import pipeline as transformers_pipeline
 
@@ -59,6 +61,8 @@ def test_image_to_text_takes_what_pipelines_take(saved, tmp_path, monkeypatch):
         pipe(mixed, **options),
         pipe(PICTURES, batch_size=2, **options),
         list(pipe((picture for picture in PICTURES), **options)),
+        list(pipe(Dataset.from_dict({"image": PICTURES})["image"], **options)),
+        pipe([PICTURES[0], Path("green.png"), PICTURES[2]], **options),
     ):
         assert [row[0]["generated_text"] for row in rows] == expected
     several = pipe(PICTURES[0], max_new_tokens=4, generate_kwargs={"num_beams": 3, "num_return_sequences": 3})
@@ -78,6 +82,9 @@ def test_prompts_begin_captions(tmp_path):
     found = pipe(PICTURES[0], prompt="a red", max_new_tokens=4, generate_kwargs={"num_beams": 1})
     assert found == [{"generated_text": expected}]
     assert expected.startswith("a red")
+    # Without a limit, up to what the context holds.
+    tokens = processor.tokenizer(pipe(PICTURES[0], prompt="a red")[0]["generated_text"]).input_ids
+    assert len(tokens) > 10 or tokens[-1] == processor.tokenizer.eos_token_id
 
 
 @torch.no_grad()
@@ -116,8 +123,14 @@ def test_answers_and_their_probabilities(saved):
     ):
         assert [row[0]["answer"] for row in found] == [row[0]["answer"] for row in one_by_one]
     assert len(pipe(image=PICTURES[0], question=[question, "how?"], max_new_tokens=4)) == 2
-    with pytest.raises(ValueError, match="`question` is missing"):
-        pipe(image=PICTURES[0])
+    data = Dataset.from_list(rows)
+    assert [row[0]["answer"] for row in pipe(data, max_new_tokens=4)] == [row[0]["answer"] for row in one_by_one]
+    sampled = {"do_sample": True, "temperature": 0.01, "num_beams": 1}
+    (found,) = pipe(PICTURES[0], question=question, max_new_tokens=4, generate_kwargs=sampled)
+    assert found["score"] < 0.99  # the model's probability, not the sharpened one
+    for missing in (PICTURES[0], PICTURES):
+        with pytest.raises(ValueError, match="`question` is missing"):
+            pipe(image=missing)
     with pytest.raises(ValueError, match="`top_k` must be at least 1"):
         pipe(image=PICTURES[0], question=question, top_k=0)
 

@@ -71,8 +71,10 @@ def test_a_published_model_captions_a_picture_for_somebody_without_triptych(serv
     files = published(server)
     assert commit.oid == server.repositories["someone/openmoji"].branches["main"]
     local = {path.name: path.read_bytes() for path in repo.iterdir() if path.is_file()}
+    card = local.pop("README.md").replace(b'repo = "tiny"', b'repo = "someone/openmoji"')
+    assert files["README.md"] == card  # whose snippets now name the repository
     assert {name: files[name] for name in local} == local
-    assert files.keys() - local.keys() == {".gitattributes"}
+    assert files.keys() - local.keys() == {".gitattributes", "README.md"}
     assert server.uploads  # the weights went through LFS
 
     Image.new("RGB", (20, 20), "red").save(tmp_path / "picture.png")
@@ -95,6 +97,9 @@ def test_a_published_model_captions_a_picture_for_somebody_without_triptych(serv
 def test_branches_pull_requests_and_private_repositories(server, push, repo):
     push(repo, private=True)
     assert server.repositories["someone/openmoji"].private
+    server.repositories["someone/openmoji"].private = False
+    with pytest.raises(ValueError, match="exists and is public"):
+        push(repo, private=True)
     before = published(server)
     (repo / "notes.md").write_text("new")
     push(repo, revision="next")
@@ -112,6 +117,7 @@ def test_branches_pull_requests_and_private_repositories(server, push, repo):
         (("POST .*/preupload/", 403), "the token may not write there"),
         (("PUT /lfs/", 400), "was not published"),
         (("POST .*/commit/", 0), "the connection broke"),
+        (("POST .*/commit/", 500), "busy or out of order"),
     ],
 )
 def test_failures_leave_no_half_published_revision(server, push, repo, failure, message):
@@ -132,17 +138,17 @@ def test_what_an_earlier_version_had_does_not_stay(server, push, repo):
     push(repo)
     (repo / "model.safetensors").unlink()
     tiny_model().save_pretrained(repo, max_shard_size="100KB")
-    (repo / "extra.py").write_text("")
     push(repo)
+    server.repositories["someone/openmoji"].commits[server.repositories["someone/openmoji"].branches["main"]][
+        "handler.py"
+    ] = server.store(b"somebody's own")
     shards = {name for name in published(server) if ".safetensors" in name}
     assert len(shards) > 2
     assert "model.safetensors" not in shards
     hub.save_repository(repo, tiny_model(), tiny_processor(), CARD)
-    (repo / "extra.py").unlink()
     push(repo)
     assert {name for name in published(server) if ".safetensors" in name} == {"model.safetensors"}
-    assert "extra.py" not in published(server)
-    assert ".gitattributes" in published(server)
+    assert {".gitattributes", "handler.py"} <= published(server).keys()
 
 
 def test_a_model_is_written_and_published_at_once(server, push):
@@ -156,8 +162,12 @@ def test_a_refused_token_a_malformed_name_and_offline_mode(server, push, repo, m
     with pytest.raises(RuntimeError, match="the Hub does not know the token"):
         push(repo, token="hf_wrong")
     assert not server.repositories
-    with pytest.raises(ValueError, match="`repo_id` must be 'owner/name'"):
-        push(repo, "someone/a/b")
+    for name in ("someone/a/b", "nobody", "someone/..."):
+        with pytest.raises(ValueError, match="`repo_id` must be 'owner/name'"):
+            push(repo, name)
+    assert not server.repositories
+    assert push(repo, dry_run=True) is None
+    assert not server.repositories
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(RuntimeError, match="HF_HUB_OFFLINE is set"):
         push(repo)
@@ -185,12 +195,24 @@ def test_a_commit_in_between_is_a_conflict(server, push, repo, monkeypatch):
         ("layers.py", r"\(layers\.py\)"),
         ("modeling_grr_coca.py", "lacks code that its config.json leads to"),
         ("model.safetensors", "holds no weights"),
+        ("processing_grr_coca.py", "lacks code that its config.json leads to"),
+        ("processor_config.json", "has no processor"),
         ("README.md", "has no model card"),
     ],
 )
 def test_incomplete_folders_are_refused_before_anything_is_sent(repo, name, message):
     (repo / name).unlink()
     with pytest.raises(ValueError, match=message):
+        hub.files_to_publish(repo)
+
+
+def test_a_missing_shard_and_a_broken_card_are_refused(repo):
+    (repo / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(ValueError, match=r"lacks weights that model\.safetensors\.index\.json names"):
+        hub.files_to_publish(repo)
+    (repo / "model.safetensors.index.json").unlink()
+    (repo / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md cannot be read"):
         hub.files_to_publish(repo)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch.distributed.fsdp import fully_shard
@@ -80,6 +81,14 @@ def test_llava_layout_and_messages(tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps([{"image": "lost.png", "conversations": turns}]))
     with pytest.raises(ValueError, match=r"lost\.png \(row 0\) cannot be read"):
         load_conversations(str(tmp_path / "bad.json"))[0]
+
+
+def test_decoded_images_of_a_data_set(tmp_path):
+    messages = [{"role": "user", "content": "<image>what is it?"}, {"role": "assistant", "content": "red"}]
+    picture = Image.new("RGBA", (20, 10), "red")
+    data = ConversationDataset(Dataset.from_list([{"image": picture, "messages": messages}]))
+    assert data[0]["images"][0].mode == "RGB"
+    assert data[0]["images"][0].size == (20, 10)
 
 
 def test_batches_hold_conversations_of_one_length_and_kind(tmp_path):

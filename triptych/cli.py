@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import triptych  # noqa: F401  (registers the models)
@@ -32,7 +33,8 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    line = " ".join(message.split())
+    Console(stderr=True).print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
@@ -55,7 +57,7 @@ def _load(auto_class: Any, name: str) -> tuple:
     try:
         model = auto_class.from_pretrained(name)
         return model.to(device).eval(), AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         _fail(f"Model {name!r} cannot be loaded: {error}")
 
 
@@ -207,24 +209,34 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the folder and list its files; send nothing.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Publish a trained model on the Hub: weights, code, processor and card in one commit."""
     from triptych.hub import files_to_publish, publish
 
     try:
         files = files_to_publish(folder)
-        table = Table("file", Column("size", justify="right"))
-        for path in files:
-            table.add_row(escape(path.name), decimal(path.stat().st_size))
-        console.print(table)
-        if dry_run:
-            return
+        if not as_json:
+            table = Table("file", Column("size", justify="right"))
+            for path in files:
+                table.add_row(escape(path.name), decimal(path.stat().st_size))
+            console.print(table)
         commit = publish(
-            folder, repo_id, private=private, revision=revision, create_pr=pull_request, commit_message=message
+            folder,
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=pull_request,
+            commit_message=message,
+            dry_run=dry_run,
         )
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
-    typer.echo(commit.pr_url or commit.commit_url)
+    url = None if commit is None else commit.pr_url or commit.commit_url
+    if as_json:
+        _print_json({"files": {path.name: path.stat().st_size for path in files}, "url": url})
+    elif url is not None:
+        typer.echo(url)
 
 
 if __name__ == "__main__":

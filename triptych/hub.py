@@ -2,11 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,15 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import get_relative_imports
+from yaml import YAMLError
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-_WEIGHTS = "*.safetensors*"  # with the index of shards
+# Names that `save_pretrained` gives to the weights of a whole model.
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def write_model_card(folder: Path, template: str = "template.md", **fields: Any) -> None:
@@ -84,13 +86,8 @@ def _staged(folder: Path, last: str) -> Iterator[Path]:
         yield staging
         folder.mkdir(exist_ok=True)
         (folder / last).unlink(missing_ok=True)
-        written = set()
         for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
             os.replace(path, folder / path.name)
-            written.add(path.name)
-        for path in folder.glob(_WEIGHTS):  # else shards of an earlier model would stay, or be loaded instead
-            if path.name not in written:
-                path.unlink()
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -111,7 +108,7 @@ def save_repository(
     """Write a complete Hub repository that loads on a machine without triptych (`trust_remote_code=True`).
 
     Everything is written to a temporary folder beside the target first. `config.json`, without which nothing loads,
-    arrives last; other files of an existing target folder are kept.
+    arrives last; other files of an existing target folder are kept, but not the weights of an earlier model.
 
     Args:
         folder (`str` or `PathLike`): Target.
@@ -138,6 +135,12 @@ def save_repository(
         _write_files(staging, extra_files or {})
         facts = {"model_type": model.config.model_type, "num_parameters": model.num_parameters()}
         write_model_card(staging, **{**facts, **card})
+        written = {path.name for path in staging.iterdir()}
+    for (
+        path
+    ) in folder.iterdir():  # else the weights of an earlier model, stored in other shards, could be loaded instead
+        if _WEIGHTS.fullmatch(path.name) and path.name not in written:
+            path.unlink()
     return folder
 
 
@@ -161,9 +164,11 @@ def save_adapter(
         `Path`: The folder.
 
     Raises:
-        ValueError: If `folder` is an existing file.
+        ValueError: If `folder` is an existing file, or holds a model.
     """
     folder = Path(folder)
+    if (folder / "config.json").exists():
+        raise ValueError(f"`folder` {folder} holds a model; give the adapter a folder of its own.")
     with _staged(folder, last="adapter_config.json") as staging:
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = base_model
@@ -181,14 +186,18 @@ def save_adapter(
 
 
 def files_to_publish(folder: str | os.PathLike) -> list[Path]:
-    """The files of a repository: those that lie directly in the folder. Checkpoints and logs in folders below stay at home.
+    """The files of a repository: those that lie directly in the folder, pickles excepted. What is in folders below stays at home.
 
     Raises:
         ValueError: If the folder is no complete repository of a model (configuration, weights, code, a card with a licence) or
             of an adapter (configuration that names a base on the Hub, weights, such a card).
     """
     folder = Path(folder)
-    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(
+        path
+        for path in folder.glob("*")
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in (".bin", ".pt", ".pth")
+    )
     names = {path.name for path in files}
     if "adapter_config.json" in names:
         _check_base(folder)
@@ -200,7 +209,11 @@ def files_to_publish(folder: str | os.PathLike) -> list[Path]:
         raise ValueError(f"{folder} holds no weights (*.safetensors).")
     if "README.md" not in names:
         raise ValueError(f"{folder} has no model card (README.md).")
-    if ModelCard.load(folder / "README.md").data.license is None:
+    try:
+        card = ModelCard.load(folder / "README.md")
+    except (YAMLError, ValueError) as error:
+        raise ValueError(f"The metadata of {folder / 'README.md'} cannot be read: {error}") from error
+    if card.data.license is None:
         raise ValueError(
             f"{folder / 'README.md'} names no `license`. It must be one that the training data allow, such as cc-by-sa-4.0."
         )
@@ -218,16 +231,24 @@ def _check_base(folder: Path) -> None:
 
 def _check_code(folder: Path, files: list[Path]) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    references = [*config.get("auto_map", {}).values()]
+    names = {path.name for path in files}
+    if "processor_config.json" not in names:
+        raise ValueError(f"{folder} has no processor (processor_config.json). Save it with `save_repository`.")
+    processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    references = [*config.get("auto_map", {}).values(), *processor.get("auto_map", {}).values()]
     references += [task["impl"] for task in config.get("custom_pipelines", {}).values()]
     modules = {reference.rpartition("--")[2].partition(".")[0] for reference in references}
     modules |= {module for path in files if path.suffix == ".py" for module in get_relative_imports(path)}
-    lost = {f"{module}.py" for module in modules} - {path.name for path in files}
+    lost = {f"{module}.py" for module in modules} - names
     if not references or lost:
         raise ValueError(
             f"{folder} lacks code that its config.json leads to ({', '.join(sorted(lost)) or 'it names none'}): nobody could "
             "load it. Save it again with `save_repository`."
         )
+    for index in (path for path in files if path.name.endswith(".index.json")):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if shards - names:
+            raise ValueError(f"{folder} lacks weights that {index.name} names: {', '.join(sorted(shards - names))}.")
 
 
 def publish(
@@ -241,29 +262,33 @@ def publish(
     create_pr: bool = False,
     commit_message: str | None = None,
     token: str | None = None,
-) -> CommitInfo:
+    dry_run: bool = False,
+) -> CommitInfo | None:
     """Publish a repository on the Hub: everything in one commit, or nothing.
 
     Large files go first and are kept by the Hub under their hash, so a second call after a broken transfer sends only what is
     missing. The commit names the revision it was made for: somebody else's in between makes it fail instead of disappear.
-    Weights and code that an earlier version had and this one has not are deleted by the same commit.
+    Weights that an earlier version of a model had in other shards are deleted by the same commit. In the card, `repo = "..."`
+    becomes `repo_id`, so that its snippets run as they are.
 
     Args:
         folder_or_model (`str`, `PathLike` or `PreTrainedModel`):
             What [`save_repository`] or [`save_adapter`] wrote, see [`files_to_publish`]; or a model, which is written first.
         repo_id (`str`): "owner/name". Created if it does not exist.
         processor, card: Of a model, as in [`save_repository`].
-        private (`bool`): Create it as a private one.
+        private (`bool`): Create it as a private one. Default: what the account says, usually public.
         revision (`str`): Branch to commit to; created if it does not exist.
         create_pr (`bool`): Open a pull request instead.
         commit_message (`str`, *optional*): First line of the commit.
         token (`str`, *optional*): Access token. Default: the one that `hf auth login` stored.
+        dry_run (`bool`): Only check what would be published.
 
     Returns:
-        `CommitInfo`: `commit_url`, `oid`, and `pr_url` of a pull request.
+        `CommitInfo`: `commit_url`, `oid`, and `pr_url` of a pull request; `None` after a dry run.
 
     Raises:
-        ValueError: If the folder is incomplete, a model comes without processor or card, or `repo_id` is malformed.
+        ValueError: If the folder is incomplete, a model comes without processor or card, `repo_id` is malformed, or `private` is
+            asked of a repository that is public already.
         RuntimeError: If the Hub refuses, or the transfer breaks; the message says what to do.
     """
     options: dict[str, Any] = {
@@ -272,7 +297,12 @@ def publish(
         "create_pr": create_pr,
         "commit_message": commit_message or f"Upload {repo_id.rpartition('/')[2]} with triptych",
         "token": token,
+        "dry_run": dry_run,
     }
+    if repo_id.count("/") != 1:
+        raise ValueError(f"`repo_id` must be 'owner/name', got {repo_id!r}.")
+    if hasattr(folder_or_model, "peft_config"):
+        raise ValueError("`folder_or_model` is a PeftModel: write it with `save_adapter`, and publish that folder.")
     if not isinstance(folder_or_model, PreTrainedModel):
         return _publish_folder(Path(folder_or_model), repo_id, **options)
     if processor is None or card is None:
@@ -290,21 +320,31 @@ def _publish_folder(
     create_pr: bool,
     commit_message: str,
     token: str | None,
-) -> CommitInfo:
+    dry_run: bool,
+) -> CommitInfo | None:
     files = files_to_publish(folder)
+    if dry_run:
+        return None
     names = {path.name for path in files}
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = re.sub(r'^repo = ".*?"', f'repo = "{repo_id}"', card, flags=re.MULTILINE)
     api = HfApi(token=token)
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the account's settings say
         if revision != "main":
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         before = api.model_info(repo_id, revision=revision)
+        if private and not before.private:
+            raise ValueError(
+                f"`private` was asked, but {repo_id} exists and is public. Change that in its settings first."
+            )
         there = {sibling.rfilename for sibling in before.siblings or ()}
-        stale = [name for name in sorted(there - names) if fnmatch(name, _WEIGHTS) or fnmatch(name, "*.py")]
+        stale = sorted(name for name in there - names if _WEIGHTS.fullmatch(name)) if "config.json" in names else []
         return api.create_commit(
             repo_id,
-            [CommitOperationAdd(path.name, str(path)) for path in files]
-            + [CommitOperationDelete(name) for name in stale if "/" not in name],
+            [CommitOperationAdd("README.md", card.encode())]
+            + [CommitOperationAdd(path.name, str(path)) for path in files if path.name != "README.md"]
+            + [CommitOperationDelete(name) for name in stale],
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
@@ -319,7 +359,8 @@ def _publish_folder(
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         advice = "the connection broke. Run the same again; what the Hub has is not sent twice."
         if status is not None:
-            advice = _ADVICE.get(status, "the Hub refused it.")
+            busy = "the Hub is busy or out of order. Run the same again later; what it has is not sent twice."
+            advice = busy if status == 429 or status >= 500 else _ADVICE.get(status, "the Hub refused it.")
         raise RuntimeError(f"{repo_id} was not published: {advice} ({cause or error})") from error
 
 

@@ -1,12 +1,14 @@
 """What a model card says about a training run. Every number in it was measured by that run."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from huggingface_hub import ModelCard
 from transformers import PreTrainedModel, SchedulerType, TrainerState, TrainingArguments
 
 from triptych.hub import describe_machine
@@ -80,8 +82,46 @@ restricts them. The other accuracies are over one kind of answer each."""
 
 
 def training_command() -> str:
-    """How this process was started, for the card."""
-    return f"python {shlex.join(sys.argv)}"
+    """How this run was started, for the card: without access tokens and the folders of this machine."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    words = ["python"] if processes == 1 else ["accelerate", "launch", "--num_processes", str(processes)]
+    words.append(f"examples/{Path(sys.argv[0]).name}")
+    arguments = iter(sys.argv[1:])
+    for word in arguments:
+        name, _, value = word.partition("=")
+        if name.startswith("--") and name.endswith("token"):
+            if not value:
+                next(arguments, None)
+            continue
+        words.append(Path(word).name if Path(word).is_absolute() else word)
+    return shlex.join(words)
+
+
+_PERMISSIVE = ("apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "mit")
+
+
+def combined_license(data: str | None, base: str | None) -> tuple[str | None, str]:
+    """Licence of a checkpoint that was trained on data with one licence from a checkpoint with another, and a sentence on it.
+
+    Args:
+        data (`str`, *optional*): Licence of the data.
+        base (`str`, *optional*): Folder or Hub name of the checkpoint it started from, whose card is read.
+
+    Returns:
+        `tuple`: The stricter of the two if the other is permissive, `None` if neither is; and the sentence.
+    """
+    if base is None:
+        return data, ""
+    try:
+        licence = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.license
+    except (OSError, ValueError):  # no card, no network
+        licence = None
+    origin = (
+        f" The checkpoint it started from, {base}, states {f'the licence {licence}' if licence else 'no licence'}."
+    )
+    if licence is None or licence in (data, *_PERMISSIVE):
+        return data, origin
+    return (licence if data in _PERMISSIVE else None), origin
 
 
 def pretraining_card(
@@ -147,7 +187,7 @@ def pretraining_card(
     }
 
 
-_QUESTION_DATA = {
+_QUESTION_DATA: dict[str, tuple[str | None, str]] = {
     "easy-vqa": (easy_vqa.LICENSE, f"{easy_vqa.ATTRIBUTION}, {easy_vqa.SOURCE_URL}, MIT licence."),
     "moving-emoji": (
         openmoji.LICENSE,
@@ -168,7 +208,10 @@ def question_card(
     """Fields of the card template for a run of `examples/finetune_vqa.py` or `examples/finetune_video_qa.py`."""
     batch_size = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
     dataset = arguments["dataset"]
-    license_id, statement = _QUESTION_DATA.get(dataset, ("unknown", f"Trained on {dataset}; see its own licence."))
+    data_license = arguments["dataset_license"]
+    default = (data_license, f"Trained on {dataset}; licence of the data: {data_license or 'unknown'}.")
+    license_id, statement = _QUESTION_DATA.get(dataset, default)
+    license_id, origin_licence = combined_license(license_id, arguments["model_name_or_path"])
     usage = _QUESTION_USAGE.format(question=json.dumps(arguments["example_question"]))
     if arguments["kind"] == "video":
         usage = usage.replace('images=Image.open("picture.png")', 'videos="clip.mp4"')
@@ -177,8 +220,10 @@ def question_card(
     return {
         "name": name,
         "repo": name,
-        "license": license_id if license_id != "unknown" else None,
+        "license": license_id,
         "language": "en" if dataset in _QUESTION_DATA else None,
+        "pipeline_tag": "visual-question-answering" if arguments["kind"] == "image" else "video-text-to-text",
+        "tags": ["visual-question-answering"],
         "dataset_ids": None if dataset in _QUESTION_DATA or Path(dataset).exists() else [dataset],
         "summary": (
             f"MaMMUT ({model.num_parameters() / 1e6:.1f} M parameters, {origin}), trained on {dataset}: it answers "
@@ -201,7 +246,7 @@ def question_card(
         "metrics": metrics,
         "metrics_note": _QUESTION_METRICS,
         "usage": usage,
-        "data_statement": statement,
+        "data_statement": statement + origin_licence,
         "limits": "Knows nothing but pictures and questions like those of its data; other ones get an answer all the same.",
         "sources": _SOURCES[model.config.model_type],
     }
@@ -223,7 +268,7 @@ def visual_words_card(
     return {
         "name": name,
         "repo": name,
-        "license": openmoji.LICENSE if is_default else None,
+        "license": openmoji.LICENSE if is_default else arguments["dataset_license"],
         "language": "en" if is_default else None,
         "pipeline_tag": "image-text-to-text",
         "tags": ["visual-question-answering"],
@@ -283,6 +328,7 @@ def adapter_card(
     statement = f"Trained on {dataset}; licence of the data: {license_id or 'unknown'}."
     if dataset == default:
         license_id, statement = known.LICENSE, f"{known.ATTRIBUTION}, {known.SOURCE_URL}."
+    license_id, origin = combined_license(license_id, arguments["model_name_or_path"])
     batch_size = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
     log = next((row for row in state.log_history if "train_runtime" in row), {})
     shape = "" if arguments["method"] == "ia3" else f" of rank {arguments['rank']}"
@@ -305,6 +351,9 @@ def adapter_card(
                 f"AdamW, peak learning rate {training_args.learning_rate:g}, "
                 f"{SchedulerType(training_args.lr_scheduler_type).value} schedule"
             ),
+            "loss": "language loss on the answer alone"
+            if is_vqa
+            else "that of the captions, and of the pairs if there is one",
             "precision": "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32",
             "seed": training_args.seed,
             "time": f"{log.get('train_runtime', 0) / 60:.1f} min on {describe_machine()}",
@@ -312,9 +361,16 @@ def adapter_card(
         "evaluation_data": f"{num_rows} rows of the held-out split of {dataset}",
         "before": before,
         "metrics": after,
-        "data_statement": statement,
+        "data_statement": statement + origin,
         "limits": "Knows nothing but pictures and texts like those of its data.",
     }
 
 
-__all__ = ["adapter_card", "pretraining_card", "question_card", "training_command", "visual_words_card"]
+__all__ = [
+    "adapter_card",
+    "combined_license",
+    "pretraining_card",
+    "question_card",
+    "training_command",
+    "visual_words_card",
+]

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import torch
 from datasets import load_dataset
+from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Sampler
 from tqdm.auto import trange
 from transformers import Trainer
@@ -37,6 +38,12 @@ def _messages_of(row: dict[str, Any], index: int) -> list[dict[str, Any]]:
         ) from error
 
 
+def _decode(image: Any, index: int) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    return decode_image({"path": str(image), "bytes": None} if isinstance(image, Path) else image, index)
+
+
 class ConversationDataset(Dataset):
     """Rows with `messages` or LLaVA's `conversations`, and `image` or `images`: paths, or what `datasets` decodes.
 
@@ -58,9 +65,7 @@ class ConversationDataset(Dataset):
         images = [self.image_folder / image if isinstance(image, str) else image for image in images]
         return {
             "messages": _messages_of(row, index),
-            "images": [
-                decode_image({"path": str(i), "bytes": None} if isinstance(i, Path) else i, index) for i in images
-            ],
+            "images": [_decode(image, index) for image in images],
         }
 
     def lengths(self) -> list[int]:
