@@ -11,7 +11,8 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForZer
 
 from tests.conftest import random_batch, tiny_config, tiny_model
 from triptych import GrrCocaForConditionalGeneration, GrrCocaModel, GrrCocaTextModel, GrrCocaVisionModel
-from triptych.convert.open_clip_coca import convert_config, convert_state_dict
+from triptych.convert.open_clip_coca import COCA, convert_config
+from triptych.convert.origin import converted
 
 
 FIXTURE = Path(__file__).parent / "fixtures" / "coca_open_clip"
@@ -26,7 +27,8 @@ def open_clip_tensors() -> tuple[dict, dict]:
 def open_clip_model(request) -> GrrCocaForConditionalGeneration:
     config = convert_config(json.loads((FIXTURE / "config.json").read_text()), bos_token_id=510, eos_token_id=511)
     model = GrrCocaForConditionalGeneration._from_config(config, attn_implementation=request.param)
-    model.load_state_dict(convert_state_dict(load_file(FIXTURE / "original_state_dict.safetensors")))
+    original = load_file(FIXTURE / "original_state_dict.safetensors")
+    model.load_state_dict(converted(original, COCA.origins(model.state_dict())))
     return model.eval()
 
 

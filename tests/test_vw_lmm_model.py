@@ -21,7 +21,8 @@ from transformers import (
 
 from tests.conftest import tiny_mammut, tiny_model, tiny_vw_lmm, tiny_vw_lmm_config, vw_lmm_batch
 from triptych import VwLmmConfig, VwLmmForCausalLM, VwLmmModel
-from triptych.convert.vw_lmm import convert_config, convert_state_dict
+from triptych.convert.origin import converted
+from triptych.convert.vw_lmm import convert_config, origins
 from triptych.modeling.losses import captioning_loss, visual_modeling_loss
 
 
@@ -41,7 +42,8 @@ class Fixture:
         config = json.loads((folder / "config.json").read_text())
         self.config = convert_config(config, pseudo_image_features="pif" in name)
         self.model = VwLmmForCausalLM(self.config).eval()
-        self.model.load_state_dict(convert_state_dict(load_file(folder / "original_state_dict.safetensors")))
+        original = load_file(folder / "original_state_dict.safetensors")
+        self.model.load_state_dict(converted(original, origins(self.model.state_dict())))
         self.inputs = load_file(folder / "inputs.safetensors")
         self.expected = load_file(folder / "expected.safetensors")
         self.pixel_values = self.inputs["pixel_values"][self.inputs["used_image_rows"]]

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import typer
@@ -33,7 +33,7 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
 def _fail(message: str) -> NoReturn:
-    line = " ".join(message.split())
+    line = message.strip() if "\n  " in message else " ".join(message.split())  # a table keeps its rows
     Console(stderr=True).print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
@@ -237,6 +237,59 @@ def push(
         _print_json({"files": {path.name: path.stat().st_size for path in files}, "url": url})
     elif url is not None:
         typer.echo(url)
+
+
+@app.command()
+def convert(
+    layout: Annotated[Literal["open-clip-coca", "open-mammut", "vw-lmm"], typer.Argument(help="Whose checkpoint.")],
+    source: Annotated[str, typer.Argument(help="File, folder, or name on the Hub.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write.")],
+    preset: Annotated[str | None, typer.Option(help="Configuration by name, where the source has none.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The source project's own JSON configuration.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub name. Default: the checkpoint's.")] = None,
+    with_processor: Annotated[bool, typer.Option("--processor/--no-processor", help="Write a processor.")] = True,
+    pif: Annotated[
+        bool | None,
+        typer.Option("--pif/--no-pif", help="VW-LMM with pseudo image features? Default: by the source's name."),
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(help="Folder with inputs.safetensors and the original code's expected.safetensors, to compare."),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest file, and most of the memory needed.")] = "2GB",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what becomes of what.")] = False,
+) -> None:
+    """Write somebody else's checkpoint as a complete repository of ours."""
+    from triptych.convert import conversion
+    from triptych.convert.verify import deviations
+
+    try:
+        if dry_run:
+            chosen, stored = conversion.LAYOUTS[layout], conversion.Source(source)
+            found = conversion.find_config(chosen, stored, preset, None if config is None else str(config), pif)
+            model = conversion.empty_model(chosen, found)
+            conversion.check(chosen, model, stored)
+            for name, origin in chosen.origins(model.state_dict()).items():
+                part = f" [{origin.part + 1} of {origin.parts}]" if origin.parts > 1 else ""
+                typer.echo(f"{origin.key}{part}\t{name}\t{' transposed' if origin.is_transposed else ''}".rstrip())
+            return
+        folder = conversion.convert(
+            layout,
+            source,
+            destination,
+            preset=preset,
+            config=None if config is None else str(config),
+            tokenizer=tokenizer,
+            with_processor=with_processor,
+            pif=pif,
+            max_shard_size=max_shard_size,
+        )
+        differences = {} if verify is None else deviations(folder, verify)
+    except (OSError, SafetensorError, ValueError) as error:
+        _fail(str(error))
+    typer.echo(folder)
+    for name, difference in differences.items():
+        typer.echo(f"{name}\t{difference:.1e}")
 
 
 if __name__ == "__main__":

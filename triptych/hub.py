@@ -76,7 +76,7 @@ def write_model_card(folder: Path, template: str = "template.md", **fields: Any)
 
 
 @contextmanager
-def _staged(folder: Path, last: str) -> Iterator[Path]:
+def staged(folder: Path, last: str) -> Iterator[Path]:
     """A temporary folder beside the target, whose files replace those of the target at the end; `last` arrives last."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`folder` must be a folder to write to, but {folder} is a file.")
@@ -124,7 +124,7 @@ def save_repository(
         ValueError: If `folder` is an existing file, or no Auto class loads the model.
     """
     folder = Path(folder)
-    with _staged(folder, last="config.json") as staging:
+    with staged(folder, last="config.json") as staging:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
         if "auto_map" not in json.loads((staging / "config.json").read_text(encoding="utf-8")):
@@ -169,7 +169,7 @@ def save_adapter(
     folder = Path(folder)
     if (folder / "config.json").exists():
         raise ValueError(f"`folder` {folder} holds a model; give the adapter a folder of its own.")
-    with _staged(folder, last="adapter_config.json") as staging:
+    with staged(folder, last="adapter_config.json") as staging:
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = base_model
         model.save_pretrained(str(staging))
@@ -380,4 +380,12 @@ def describe_machine() -> str:
     return f"{device}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-__all__ = ["describe_machine", "files_to_publish", "publish", "save_adapter", "save_repository", "write_model_card"]
+__all__ = [
+    "describe_machine",
+    "files_to_publish",
+    "publish",
+    "save_adapter",
+    "save_repository",
+    "staged",
+    "write_model_card",
+]

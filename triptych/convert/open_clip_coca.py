@@ -3,71 +3,56 @@
 Only names and shapes are translated; `docs/grr_coca.md` says how the layouts differ.
 """
 
-import torch
-
 from triptych.convert.open_clip_layout import OpenClipLayout
 from triptych.modeling.configuration_grr_coca import GrrCocaConfig
 
 
-_BLOCKS = [
-    (r"visual\.transformer\.resblocks\.(\d+)\.", "model.vision_model.layers.{}.", "self_attn"),
-    (r"text\.transformer\.resblocks\.(\d+)\.", "model.text_model.layers.{}.", "self_attn"),
-    (r"text_decoder\.resblocks\.(\d+)\.", "model.multimodal_decoder.layers.{}.self_block.", "self_attn"),
-    (r"text_decoder\.cross_attn\.(\d+)\.", "model.multimodal_decoder.layers.{}.cross_block.", "cross_attn"),
-]
 _POOLER = "model.vision_model.caption_pooler"
-_PREFIXES = {
-    "visual.ln_pre.": "model.vision_model.pre_layernorm.",
-    "visual.attn_pool.ln_q.": f"{_POOLER}.layer_norm_q.",
-    "visual.attn_pool.ln_k.": f"{_POOLER}.layer_norm_kv.",
-    "visual.attn_pool.attn.out_proj.": f"{_POOLER}.cross_attn.out_proj.",
-    "visual.ln_post.": f"{_POOLER}.layer_norm_out.",
-    "text.ln_final.": "model.text_model.final_layer_norm.",
-    "text_decoder.ln_final.": "model.multimodal_decoder.final_layer_norm.",
-}
-_EXACT = {
-    "logit_scale": "model.logit_scale",
-    "visual.conv1.weight": "model.vision_model.embeddings.patch_embedding.weight",
-    "visual.class_embedding": "model.vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "model.vision_model.embeddings.position_embedding.weight",
-    "visual.attn_pool.query": f"{_POOLER}.query",
-    "visual.attn_pool.attn.q_proj_weight": f"{_POOLER}.cross_attn.q_proj.weight",
-    "visual.attn_pool.attn.k_proj_weight": f"{_POOLER}.cross_attn.k_proj.weight",
-    "visual.attn_pool.attn.v_proj_weight": f"{_POOLER}.cross_attn.v_proj.weight",
-    "visual.attn_pool.attn.in_proj_bias": f"{_POOLER}.cross_attn.{{qkv}}_proj.bias",
-    "visual.proj": "model.visual_projection.weight",
-    "text.token_embedding.weight": "model.text_model.embed_tokens.weight",
-    "text.positional_embedding": "model.text_model.position_embedding.weight",
-    "text.cls_emb": "model.text_model.cls_token",
-    "text.text_projection": "model.text_projection.weight",
-    "text_decoder.text_projection": "lm_head.weight",
-}
 COCA = OpenClipLayout(
-    name="open_clip's CoCa",
-    exact=_EXACT,
-    prefixes=_PREFIXES,
-    blocks=_BLOCKS,
+    exact={
+        "model.logit_scale": "logit_scale",
+        "model.vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+        "model.vision_model.embeddings.class_embedding": "visual.class_embedding",
+        "model.vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+        f"{_POOLER}.query": "visual.attn_pool.query",
+        f"{_POOLER}.cross_attn.q_proj.weight": "visual.attn_pool.attn.q_proj_weight",
+        f"{_POOLER}.cross_attn.k_proj.weight": "visual.attn_pool.attn.k_proj_weight",
+        f"{_POOLER}.cross_attn.v_proj.weight": "visual.attn_pool.attn.v_proj_weight",
+        "model.visual_projection.weight": "visual.proj",
+        "model.text_model.embed_tokens.weight": "text.token_embedding.weight",
+        "model.text_model.position_embedding.weight": "text.positional_embedding",
+        "model.text_model.cls_token": "text.cls_emb",
+        "model.text_projection.weight": "text.text_projection",
+        "lm_head.weight": "text_decoder.text_projection",
+    },
+    fused={f"{_POOLER}.cross_attn.{{qkv}}_proj.bias": "visual.attn_pool.attn.in_proj_bias"},
+    prefixes={
+        "model.vision_model.pre_layernorm.": "visual.ln_pre.",
+        f"{_POOLER}.layer_norm_q.": "visual.attn_pool.ln_q.",
+        f"{_POOLER}.layer_norm_kv.": "visual.attn_pool.ln_k.",
+        f"{_POOLER}.cross_attn.out_proj.": "visual.attn_pool.attn.out_proj.",
+        f"{_POOLER}.layer_norm_out.": "visual.ln_post.",
+        "model.text_model.final_layer_norm.": "text.ln_final.",
+        "model.multimodal_decoder.final_layer_norm.": "text_decoder.ln_final.",
+    },
+    blocks=[
+        ("model.vision_model.layers.{}.", "visual.transformer.resblocks.{}.", "self_attn"),
+        ("model.text_model.layers.{}.", "text.transformer.resblocks.{}.", "self_attn"),
+        ("model.multimodal_decoder.layers.{}.self_block.", "text_decoder.resblocks.{}.", "self_attn"),
+        ("model.multimodal_decoder.layers.{}.cross_block.", "text_decoder.cross_attn.{}.", "cross_attn"),
+    ],
     transposed={"visual.proj", "text.text_projection", "text_decoder.text_projection"},
 )
 
 
-def convert_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Translate open_clip parameters into those of [`GrrCocaForConditionalGeneration`].
-
-    Raises:
-        ValueError: If a parameter belongs to no open_clip CoCa.
-    """
-    return COCA.convert_state_dict(state_dict)
-
-
 def convert_config(
-    config: dict, pad_token_id: int = 0, bos_token_id: int = 49406, eos_token_id: int = 49407
+    config: dict, pad_token_id: int = 0, bos_token_id: int | None = None, eos_token_id: int | None = None
 ) -> GrrCocaConfig:
     """Translate an open_clip model configuration (the content of its JSON file).
 
     Args:
         config (`dict`): With `embed_dim`, `vision_cfg`, `text_cfg`, `multimodal_cfg`.
-        pad_token_id, bos_token_id, eos_token_id (`int`): Ids of CLIP's tokenizer as open_clip uses it.
+        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): Default: 0 and the last two, those of CLIP's tokenizer as open_clip uses it.
     """
     vision, text, multimodal = config["vision_cfg"], config["text_cfg"], config["multimodal_cfg"]
     return GrrCocaConfig.from_preset(
@@ -93,10 +78,10 @@ def convert_config(
             "num_attention_heads": text["heads"],
             "max_position_embeddings": text["context_length"],
             "pad_token_id": pad_token_id,
-            "bos_token_id": bos_token_id,
-            "eos_token_id": eos_token_id,
+            "bos_token_id": text["vocab_size"] - 2 if bos_token_id is None else bos_token_id,
+            "eos_token_id": text["vocab_size"] - 1 if eos_token_id is None else eos_token_id,
         },
     )
 
 
-__all__ = ["convert_config", "convert_state_dict"]
+__all__ = ["COCA", "convert_config"]

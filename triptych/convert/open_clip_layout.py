@@ -1,79 +1,79 @@
 """What all of open_clip's checkpoints share: names inside a transformer block, fused projections, matrices stored (in, out)."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-import torch
+from triptych.convert.origin import Origin
 
 
+# Ours to theirs, inside a block.
 _BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_1_kv": "layer_norm_kv",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "attn.out_proj": "{attention}.out_proj",
-    "attn.in_proj_weight": "{attention}.{qkv}_proj.weight",
-    "attn.in_proj_bias": "{attention}.{qkv}_proj.bias",
+    "layer_norm1": "ln_1",
+    "layer_norm_kv": "ln_1_kv",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "{attention}.out_proj": "attn.out_proj",
 }
 
 
 @dataclass(frozen=True)
 class OpenClipLayout:
-    """How the parameters of one open_clip model are called here.
+    """Where the parameters of one of our models stand in an open_clip model.
 
     Args:
-        name (`str`): Of the model, for messages.
-        exact (`dict`): Their name to ours; `{qkv}` stands for q, k, v where one tensor holds the three.
-        prefixes (`dict`): Beginnings of names to ours.
-        blocks (`list`): Regex of a block's prefix with one group, its index; our prefix; our name of its attention.
-        transposed (`set`): Stored as (in, out). Some are square, so a forgotten transpose raises no error.
+        exact (`dict`): Our name to theirs.
+        fused (`dict`): Our name with `{qkv}` for q, k and v to theirs, one tensor that holds the three.
+        prefixes (`dict`): Beginnings of our names to theirs.
+        blocks (`list`): Our prefix of a block, with `{}` for its index; theirs; our name of its attention.
+        transposed (`set`): Their names of what is stored as (in, out). Some are square, so a forgotten transpose raises no error.
+        ignored (`set`): Their names of what is nowhere used.
     """
 
-    name: str
     exact: dict[str, str]
     prefixes: dict[str, str]
     blocks: list[tuple[str, str, str]]
     transposed: set[str]
+    fused: dict[str, str] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
 
-    def rename_key(self, key: str) -> str:
-        """Our name of a parameter.
-
-        Raises:
-            ValueError: If the parameter belongs to no such model.
-        """
-        if key in self.exact:
-            return self.exact[key]
-        for prefix, target in self.prefixes.items():
-            if key.startswith(prefix):
-                return target + key.removeprefix(prefix)
-        for pattern, target, attention in self.blocks:
-            if match := re.match(pattern, key):
-                rest = key[match.end() :]
-                for suffix, renamed in _BLOCK.items():
-                    if rest == suffix or rest.startswith(f"{suffix}."):
-                        name = target.format(match[1]) + renamed + rest.removeprefix(suffix)
-                        return name.replace("{attention}", attention)
-        raise ValueError(f"{key!r} is not a parameter of {self.name}.")
-
-    def convert_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Translate names, split fused projections, transpose what is stored (in, out).
+    def origin_of(self, name: str) -> Origin:
+        """Origin of one of our parameters.
 
         Raises:
-            ValueError: If a parameter belongs to no such model.
+            ValueError: If open_clip has no such parameter.
         """
-        converted = {}
-        for key, tensor in state_dict.items():
-            key = key.removeprefix("module.")
-            name = self.rename_key(key)
-            if key in self.transposed:
-                tensor = tensor.T.contiguous()
-            if "{qkv}" in name:
-                for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                    converted[name.replace("{qkv}", letter)] = part.clone()
-            else:
-                converted[name] = tensor.reshape(()) if key in ("logit_scale", "logit_bias") else tensor
-        return converted
+        if name in self.exact:
+            key = self.exact[name]
+            return Origin(key, is_transposed=key in self.transposed, is_scalar=key.startswith("logit_"))
+        for ours, theirs in self.fused.items():
+            for part, letter in enumerate("qkv"):
+                if name == ours.format(qkv=letter):
+                    return Origin(theirs, part, 3)
+        for ours, theirs in self.prefixes.items():
+            if name.startswith(ours):
+                return Origin(theirs + name.removeprefix(ours))
+        for ours, theirs, attention in self.blocks:
+            if match := re.match(re.escape(ours).replace(r"\{\}", r"(\d+)"), name):
+                origin = _origin_in_block(name[match.end() :], theirs.format(match[1]), attention)
+                if origin is not None:
+                    return origin
+        raise ValueError(f"`{name}` stands nowhere in open_clip's layout.")
+
+    def origins(self, names: Iterable[str]) -> dict[str, Origin]:
+        """Origins of all parameters of a model of ours."""
+        return {name: self.origin_of(name) for name in names}
+
+
+def _origin_in_block(rest: str, prefix: str, attention: str) -> Origin | None:
+    if match := re.fullmatch(rf"{attention}\.([qkv])_proj\.(weight|bias)", rest):
+        return Origin(f"{prefix}attn.in_proj_{match[2]}", "qkv".index(match[1]), 3)
+    for ours, theirs in _BLOCK.items():
+        start = f"{ours.format(attention=attention)}."
+        if rest.startswith(start):
+            return Origin(f"{prefix}{theirs}.{rest.removeprefix(start)}")
+    return None
 
 
 __all__ = ["OpenClipLayout"]

@@ -3,60 +3,45 @@
 Only names and shapes are translated; `docs/mammut.md` says how the layout differs from the paper's.
 """
 
-import torch
-
 from triptych.convert.open_clip_layout import OpenClipLayout
 from triptych.modeling.configuration_mammut import MammutConfig
 
 
 OPENMAMMUT = OpenClipLayout(
-    name="openMaMMUT",
     exact={
-        "logit_scale": "model.logit_scale",
-        "map_viz2txt_kv": "model.vision_to_text_projection.weight",
-        "visual.proj": "model.visual_projection.weight",
-        "visual.conv1.weight": "model.vision_model.embeddings.patch_embedding.weight",
-        "visual.class_embedding": "model.vision_model.embeddings.class_embedding",
-        "visual.positional_embedding": "model.vision_model.embeddings.position_embedding.weight",
-        "text.token_embedding.weight": "model.text_model.embed_tokens.weight",
-        "text.positional_embedding": "model.text_model.position_embedding.weight",
-        "text.text_projection": "lm_head.weight",
+        "model.logit_scale": "logit_scale",
+        "model.vision_to_text_projection.weight": "map_viz2txt_kv",
+        "model.visual_projection.weight": "visual.proj",
+        "model.vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+        "model.vision_model.embeddings.class_embedding": "visual.class_embedding",
+        "model.vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+        "model.text_model.embed_tokens.weight": "text.token_embedding.weight",
+        "model.text_model.position_embedding.weight": "text.positional_embedding",
+        "lm_head.weight": "text.text_projection",
     },
     prefixes={
-        "visual.ln_pre.": "model.vision_model.pre_layernorm.",
-        "visual.ln_post.": "model.vision_model.post_layernorm.",
-        "text.ln_final.": "model.text_model.final_layer_norm.",
+        "model.vision_model.pre_layernorm.": "visual.ln_pre.",
+        "model.vision_model.post_layernorm.": "visual.ln_post.",
+        "model.text_model.final_layer_norm.": "text.ln_final.",
     },
     blocks=[
-        (r"visual\.transformer\.resblocks\.(\d+)\.", "model.vision_model.layers.{}.", "self_attn"),
-        (r"text\.resblocks\.(\d+)\.", "model.text_model.layers.{}.", "self_attn"),
-        (r"text\.cross_attn\.(\d+)\.", "model.text_model.cross_layers.{}.", "cross_attn"),
+        ("model.vision_model.layers.{}.", "visual.transformer.resblocks.{}.", "self_attn"),
+        ("model.text_model.layers.{}.", "text.resblocks.{}.", "self_attn"),
+        ("model.text_model.cross_layers.{}.", "text.cross_attn.{}.", "cross_attn"),
     ],
     transposed={"map_viz2txt_kv", "visual.proj", "text.text_projection"},
+    ignored=frozenset({"logit_bias"}),  # of runs started with --siglip, whose loss never added it
 )
 
 
-def convert_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Translate openMaMMUT parameters into those of [`MammutForConditionalGeneration`].
-
-    A `logit_bias` (runs started with `--siglip`) is left out: the loss of those runs never added it.
-
-    Raises:
-        ValueError: If a parameter belongs to no openMaMMUT.
-    """
-    return OPENMAMMUT.convert_state_dict(
-        {name: value for name, value in state_dict.items() if not name.endswith("logit_bias")}
-    )
-
-
 def convert_config(
-    config: dict, pad_token_id: int = 0, bos_token_id: int = 49406, eos_token_id: int = 49407
+    config: dict, pad_token_id: int = 0, bos_token_id: int | None = None, eos_token_id: int | None = None
 ) -> MammutConfig:
     """Translate a model configuration of LAION's fork (the content of its JSON file).
 
     Args:
         config (`dict`): With `embed_dim`, `vision_cfg`, `text_cfg`.
-        pad_token_id, bos_token_id, eos_token_id (`int`): Ids of CLIP's tokenizer as the fork uses it.
+        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): Default: 0 and the last two, those of CLIP's tokenizer as the fork uses it.
     """
     vision, text = config["vision_cfg"], config["text_cfg"]
     return MammutConfig.from_preset(
@@ -79,10 +64,10 @@ def convert_config(
             "cross_attn_every": text.get("cross_attn_ratio", 1),
             "self_mlp_at_cross": text.get("has_mlp", True),
             "pad_token_id": pad_token_id,
-            "bos_token_id": bos_token_id,
-            "eos_token_id": eos_token_id,
+            "bos_token_id": text["vocab_size"] - 2 if bos_token_id is None else bos_token_id,
+            "eos_token_id": text["vocab_size"] - 1 if eos_token_id is None else eos_token_id,
         },
     )
 
 
-__all__ = ["convert_config", "convert_state_dict"]
+__all__ = ["OPENMAMMUT", "convert_config"]

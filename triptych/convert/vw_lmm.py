@@ -3,41 +3,42 @@
 Nothing in the weights tells the plain model from the pif one; `docs/vw_lmm.md` says what does.
 """
 
-import torch
+from collections.abc import Iterable
+
 from transformers import AutoConfig, CLIPVisionConfig
 
+from triptych.convert.origin import Origin
 from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
 
 
-# In order; the first match wins.
+# Ours to theirs.
 _PREFIXES = {
-    "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
-    "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
-    "model.mm_projector.2.": "model.multi_modal_projector.linear_2.",
-    "model.mm_projector.": "model.multi_modal_projector.linear_1.",
-    "model.": "model.language_model.",
+    "model.vision_tower.": "model.vision_tower.vision_tower.vision_model.",
+    "model.language_model.": "model.",
     "lm_head.": "lm_head.",
     "vm_head.": "vm_head.",
 }
-# Buffers that old versions of transformers stored, the angles rounded to bf16.
-_BUFFERS = (".rotary_emb.inv_freq", ".embeddings.position_ids")
+_PROJECTOR = "model.multi_modal_projector."
 
 
-def convert_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Translate the authors' parameters into those of [`VwLmmForCausalLM`].
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is one of the buffers that old versions of transformers stored, the angles rounded to bf16."""
+    return name.endswith((".rotary_emb.inv_freq", ".embeddings.position_ids"))
 
-    Raises:
-        ValueError: If a parameter belongs to no VW-LMM.
-    """
-    converted = {}
-    for name, value in state_dict.items():
-        if name.endswith(_BUFFERS):
-            continue
-        prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
-        if prefix is None:
-            raise ValueError(f"`{name}` is not a parameter of VW-LMM: expected {', '.join(sorted(_PREFIXES))}.")
-        converted[_PREFIXES[prefix] + name.removeprefix(prefix)] = value
-    return converted
+
+def origins(names: Iterable[str]) -> dict[str, Origin]:
+    """Origins of all parameters of a [`VwLmmForCausalLM`]. A linear adapter has no number in its name there."""
+    names = list(names)
+    is_mlp = any(name.startswith(f"{_PROJECTOR}linear_2.") for name in names)
+    adapter = {"linear_1.": "0." if is_mlp else "", "linear_2.": "2."}
+    prefixes = {f"{_PROJECTOR}{ours}": f"model.mm_projector.{theirs}" for ours, theirs in adapter.items()} | _PREFIXES
+    found = {}
+    for name in names:
+        ours = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        if ours is None:
+            raise ValueError(f"`{name}` stands nowhere in the layout of VW-LMM's authors.")
+        found[name] = Origin(prefixes[ours] + name.removeprefix(ours))
+    return found
 
 
 def convert_config(config: dict, pseudo_image_features: bool) -> VwLmmConfig:
@@ -68,4 +69,4 @@ def convert_config(config: dict, pseudo_image_features: bool) -> VwLmmConfig:
     )
 
 
-__all__ = ["convert_config", "convert_state_dict"]
+__all__ = ["convert_config", "is_buffer", "origins"]

@@ -1,0 +1,351 @@
+"""Convert foreign checkpoints into Hub repositories of ours, shard by shard: memory holds about one shard."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+from transformers import (
+    AddedToken,
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPTokenizer,
+    LlavaImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from triptych.convert import open_clip_coca, openmammut, vw_lmm
+from triptych.convert.origin import Origin, exported
+from triptych.convert.source import Source
+from triptych.hub import staged
+from triptych.modeling.configuration_grr_coca import GRR_COCA_PRESETS, GrrCocaConfig
+from triptych.modeling.configuration_mammut import MAMMUT_PRESETS, MammutConfig
+from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
+from triptych.modeling.modeling_grr_coca import GrrCocaForConditionalGeneration
+from triptych.modeling.modeling_mammut import MammutForConditionalGeneration
+from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
+from triptych.processing.processing_grr_coca import GrrCocaProcessor
+from triptych.processing.processing_mammut import MammutProcessor
+from triptych.processing.processing_vw_lmm import IMAGE_TOKEN, VwLmmProcessor
+
+
+CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A family of foreign checkpoints.
+
+    Args:
+        title (`str`): Whose they are.
+        card (`str`): Card in `model_cards/`.
+        config_class, model_class, processor_class (`type`): Ours.
+        presets (`tuple`): Our presets with such a layout.
+        convert_config (`Callable`): Their JSON to our configuration.
+        origins (`Callable`): Names of our parameters to their places.
+        is_unused (`Callable`): Whether a foreign tensor is nowhere used.
+        marker (`str`): A key that their JSON has.
+    """
+
+    title: str
+    card: str
+    config_class: type[PreTrainedConfig]
+    model_class: type[PreTrainedModel]
+    processor_class: type[ProcessorMixin]
+    presets: tuple[str, ...]
+    convert_config: Callable[..., PreTrainedConfig]
+    origins: Callable[[Iterable[str]], dict[str, Origin]]
+    is_unused: Callable[[str], bool]
+    marker: str
+
+
+LAYOUTS = {
+    "open-clip-coca": Layout(
+        "open_clip's CoCa",
+        "coca-open-clip",
+        GrrCocaConfig,
+        GrrCocaForConditionalGeneration,
+        GrrCocaProcessor,
+        tuple(name for name in GRR_COCA_PRESETS if name.startswith("coca-vit")),
+        open_clip_coca.convert_config,
+        open_clip_coca.COCA.origins,
+        open_clip_coca.COCA.ignored.__contains__,
+        "multimodal_cfg",
+    ),
+    "open-mammut": Layout(
+        "LAION's openMaMMUT",
+        "openmammut",
+        MammutConfig,
+        MammutForConditionalGeneration,
+        MammutProcessor,
+        tuple(name for name in MAMMUT_PRESETS if name.startswith("openmammut")),
+        openmammut.convert_config,
+        openmammut.OPENMAMMUT.origins,
+        openmammut.OPENMAMMUT.ignored.__contains__,
+        "text_cfg",
+    ),
+    "vw-lmm": Layout(
+        "the VW-LMM of its authors",
+        "vw-lmm-vicuna",
+        VwLmmConfig,
+        VwLmmForCausalLM,
+        VwLmmProcessor,
+        tuple(name for name in VW_LMM_PRESETS if name.endswith(("7b", "pif"))),
+        vw_lmm.convert_config,
+        vw_lmm.origins,
+        vw_lmm.is_buffer,
+        "mm_vision_select_layer",
+    ),
+}
+
+
+def find_config(
+    layout: Layout, source: Source, preset: str | None = None, config: str | None = None, pif: bool | None = None
+) -> PreTrainedConfig:
+    """Our configuration of a foreign checkpoint.
+
+    Args:
+        layout, source: What is converted.
+        preset (`str`, *optional*): One of our presets.
+        config (`str`, *optional*): The foreign project's own JSON file. Default: the one beside the weights.
+        pif (`bool`, *optional*): Of VW-LMM: pseudo image features. Default: what the source's name says.
+
+    Raises:
+        ValueError: If there is no configuration; the preset that fits best is named.
+    """
+    if preset is not None and config is not None:
+        raise ValueError("Pass either `preset` or `config`, got both.")
+    if pif is None:
+        pif = "pif" in Path(source.location).name.lower()
+    if preset is not None:
+        found = layout.config_class.from_preset(preset)  # type: ignore[attr-defined]
+        if "pseudo_image_features" in dir(found):
+            found.pseudo_image_features = pif or found.pseudo_image_features
+        return fit_image_size(found, source)
+    content = json.loads(Path(config).read_text(encoding="utf-8")) if config is not None else source.config()
+    content = (content or {}).get("model_cfg", content)
+    if content is None or layout.marker not in content:
+        where = config or f"{source.folder} holds none"
+        raise ValueError(
+            f"The configuration of {layout.title} is missing ({where}). Pass `config`, its JSON file, or `preset`; the one that "
+            f"fits best is {nearest_preset(layout, source)!r}."
+        )
+    extra = {"pseudo_image_features": pif} if layout.config_class is VwLmmConfig else {}
+    return fit_image_size(layout.convert_config(content, **extra), source)
+
+
+def fit_image_size(config: PreTrainedConfig, source: Source) -> PreTrainedConfig:
+    """Set the image size that the stored position table was made for, as after fine-tuning on larger images."""
+    table = source.meta().get("visual.positional_embedding")
+    if table is not None:
+        grid = round((table.shape[0] - 1) ** 0.5)  # one row is the class token's
+        config.vision_config.image_size = grid * config.vision_config.patch_size  # type: ignore[attr-defined]
+    return config
+
+
+def empty_model(layout: Layout, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model without values, on the meta device."""
+    with torch.device("meta"):
+        return layout.model_class(config).eval()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor that does not fit: its name, and its shape where it comes from and here (`None`: not there)."""
+
+    name: str
+    stored: tuple[int, ...] | None
+    expected: tuple[int, ...] | None
+
+
+def differences(layout: Layout, model: PreTrainedModel, source: Source) -> list[Difference]:
+    """What of a foreign checkpoint does not fit a model: nothing, if it can be converted."""
+    stored, ours = source.meta(), model.state_dict()
+    found, origins = [], layout.origins(ours)
+    for name, origin in origins.items():
+        shape, expected = stored.get(origin.key), tuple(ours[name].shape)
+        if shape is None:
+            found.append(Difference(f"{origin.key} -> {name}", None, expected))
+        else:
+            taken = tuple(origin.take(shape).shape) if shape.ndim or origin.is_scalar else ()
+            if taken != expected:
+                found.append(Difference(f"{origin.key} -> {name}", tuple(shape.shape), expected))
+    used = {origin.key for origin in origins.values()}
+    return found + [
+        Difference(name, tuple(tensor.shape), None)
+        for name, tensor in stored.items()
+        if name not in used and not layout.is_unused(name)
+    ]
+
+
+def nearest_preset(layout: Layout, source: Source) -> str:
+    """The preset with the fewest differences."""
+
+    def distance(name: str) -> int:
+        config = layout.config_class.from_preset(name)  # type: ignore[attr-defined]
+        return len(differences(layout, empty_model(layout, fit_image_size(config, source)), source))
+
+    return min(layout.presets, key=distance)
+
+
+def check(layout: Layout, model: PreTrainedModel, source: Source) -> None:
+    """Refuse a checkpoint that does not fill a model exactly.
+
+    Raises:
+        ValueError: With the first differences and the preset that fits best.
+    """
+    found = differences(layout, model, source)
+    if found:
+        rows = "\n".join(f"  {row.name}: stored {row.stored}, expected {row.expected}" for row in found[:8])
+        raise ValueError(
+            f"{source.location} does not fit this configuration of {layout.title}: {len(found)} differences.\n{rows}\n"
+            f"The preset that fits best is {nearest_preset(layout, source)!r}."
+        )
+
+
+def make_processor(layout: Layout, config: Any, source: Source, tokenizer: str | None) -> ProcessorMixin:
+    """The processor that the checkpoint was trained with.
+
+    Args:
+        tokenizer (`str`, *optional*): Folder or Hub name. Default: CLIP's, or of VW-LMM the one beside the weights.
+
+    Raises:
+        ValueError: If the tokenizer's ids are not those of the model.
+    """
+    size = config.vision_config.image_size
+    square: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    if layout.config_class is VwLmmConfig:
+        text: Any = AutoTokenizer.from_pretrained(tokenizer or str(source.folder))
+        text.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
+        template = "mistral" if config.text_config.model_type == "mistral" else "vicuna_v1"
+        processor = VwLmmProcessor(
+            LlavaImageProcessor(**square, do_pad=True), text, template, image_seq_length=config.image_seq_length
+        )
+        expected = {"image_token_id": config.image_token_id}
+        found = {"image_token_id": processor.image_token_id}
+    else:
+        context = config.text_config.max_position_embeddings
+        # They pad with 0, which is also the token "!": as a padding token it would be cut out of every text. The model puts
+        # its own padding where `attention_mask` says so, whatever stands there.
+        text = CLIPTokenizer.from_pretrained(tokenizer or CLIP_TOKENIZER, model_max_length=context)
+        processor = layout.processor_class(CLIPImageProcessor(**square), text)
+        names = ("bos_token_id", "eos_token_id")
+        expected = {name: getattr(config.text_config, name) for name in names}
+        found = {name: getattr(text, name) for name in names}
+    if found != expected:
+        raise ValueError(f"`tokenizer` does not belong to this model: its ids are {found}, expected {expected}.")
+    return processor
+
+
+def convert(
+    layout: str,
+    source: str,
+    destination: str | Path,
+    *,
+    preset: str | None = None,
+    config: str | None = None,
+    tokenizer: str | None = None,
+    with_processor: bool = True,
+    pif: bool | None = None,
+    max_shard_size: str = "2GB",
+) -> Path:
+    """Write a foreign checkpoint as a complete Hub repository of ours. Values and types stay as they are.
+
+    Everything is checked before anything is written, and the folder appears whole or not at all.
+
+    Args:
+        layout (`str`): "open-clip-coca", "open-mammut" or "vw-lmm".
+        source (`str`): A file, a folder, or a name on the Hub; see [`Source`].
+        destination (`str` or `Path`): Folder to write.
+        preset, config, pif: As in [`find_config`].
+        tokenizer (`str`, *optional*): As in [`make_processor`].
+        with_processor (`bool`): Write a processor too.
+        max_shard_size (`str`): Largest file of weights, and most of the memory that is needed.
+
+    Raises:
+        ValueError: If the checkpoint does not fit, or the disk is too small.
+    """
+    chosen, stored = LAYOUTS[layout], Source(source)
+    model = empty_model(chosen, find_config(chosen, stored, preset, config, pif))
+    check(chosen, model, stored)
+    processor = make_processor(chosen, model.config, stored, tokenizer) if with_processor else None
+    origins, meta = chosen.origins(model.state_dict()), stored.meta()
+    ours = {name: origin.take(meta[origin.key]) for name, origin in origins.items()}
+    shards = split_torch_state_dict_into_shards(
+        ours, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    folder = Path(destination)
+    _check_space(folder, sum(tensor.numel() * tensor.element_size() for tensor in ours.values()))
+    with staged(folder, last="config.json") as staging:
+        for name, names in tqdm(shards.filename_to_tensors.items(), desc="convert", unit="shard"):
+            tensors = {key: origins[key].take(stored[origins[key].key]).contiguous() for key in names}
+            save_file(tensors, staging / name, metadata={"format": "pt"})
+            del tensors
+            stored.release()
+        if shards.is_sharded:
+            index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+            (staging / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        model.config.dtype = next(iter(ours.values())).dtype
+        _save_without_weights(model, staging)
+        if processor is not None:
+            processor.save_pretrained(staging)
+        _write_card(chosen, model, stored, staging)
+    return folder
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise ValueError(f"{folder} needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB left.")
+
+
+def _save_without_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Configuration, generation configuration and code, as `save_pretrained` writes them."""
+    weights = {path.name for path in folder.glob("*.safetensors*")}
+    placeholder = folder / "placeholder"
+    model.save_pretrained(placeholder, state_dict={})
+    for path in placeholder.iterdir():
+        if ".safetensors" not in path.name and path.name not in weights:
+            path.replace(folder / path.name)
+    shutil.rmtree(placeholder)
+
+
+def _write_card(layout: Layout, model: Any, source: Source, folder: Path) -> None:
+    name = layout.card
+    if layout.config_class is VwLmmConfig:
+        name = "vw-lmm-pif" if model.config.pseudo_image_features else name
+        name = "vw-lmm-mistral" if model.config.text_config.model_type == "mistral" else name
+    card = ModelCard(files("triptych.model_cards").joinpath(f"{name}.md").read_text(encoding="utf-8"))
+    origin = source.location if not Path(source.location).exists() else Path(source.location).name
+    card.text += (
+        f"\n## This copy\n\nConverted from `{origin}` ({model.num_parameters():,} parameters) with `triptych convert`; every value is "
+        "the original's. Where the original states a licence of its own, that one holds.\n"
+    )
+    card.save(folder / "README.md")
+
+
+def export_open_clip(layout: str, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The way back: a model's parameters under open_clip's names, bit for bit.
+
+    Args:
+        layout (`str`): "open-clip-coca" or "open-mammut".
+        model (`PreTrainedModel`): With that layout.
+    """
+    state = model.state_dict()
+    return exported(state, LAYOUTS[layout].origins(state))
+
+
+__all__ = [
+    "LAYOUTS", "Difference", "Layout", "check", "convert", "differences", "empty_model", "export_open_clip", "find_config",
+    "make_processor", "nearest_preset",
+]  # fmt: skip

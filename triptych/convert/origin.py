@@ -1,0 +1,59 @@
+"""Where a parameter of ours comes from in a foreign checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One parameter's place in a foreign checkpoint.
+
+    Args:
+        key (`str`): The foreign tensor.
+        part, parts (`int`): Which of so many equal blocks of its rows (q, k and v in one matrix).
+        is_transposed (`bool`): Stored as (in, out).
+        is_scalar (`bool`): A single number, stored with or without a dimension.
+    """
+
+    key: str
+    part: int = 0
+    parts: int = 1
+    is_transposed: bool = False
+    is_scalar: bool = False
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Our parameter out of the foreign tensor; a meta tensor gives a meta tensor."""
+        if self.is_scalar:
+            return tensor.reshape(())
+        if self.is_transposed:
+            tensor = tensor.T
+        if self.parts > 1:
+            tensor = tensor.chunk(self.parts)[self.part]
+        return tensor.contiguous() if self.is_transposed else tensor.clone() if self.parts > 1 else tensor
+
+
+def converted(state_dict: Mapping[str, torch.Tensor], origins: dict[str, Origin]) -> dict[str, torch.Tensor]:
+    """Our parameters, all at once: for models that fit in memory twice."""
+    return {name: origin.take(state_dict[origin.key]) for name, origin in origins.items()}
+
+
+def exported(state_dict: Mapping[str, torch.Tensor], origins: dict[str, Origin]) -> dict[str, torch.Tensor]:
+    """The way back: the foreign tensors, bit for bit, in the order of `origins`.
+
+    Args:
+        state_dict (`Mapping`): Our parameters.
+        origins (`dict`): Of every one of them.
+    """
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    for name, origin in origins.items():
+        tensor = state_dict[name]
+        parts.setdefault(origin.key, {})[origin.part] = tensor.T.contiguous() if origin.is_transposed else tensor
+    return {
+        key: torch.cat([found[part] for part in sorted(found)]) if len(found) > 1 else found[0]
+        for key, found in parts.items()
+    }
+
+
+__all__ = ["Origin", "converted", "exported"]

@@ -1,0 +1,143 @@
+"""Foreign checkpoints as files hold them: every tensor is read when it is asked for, so that memory holds one at a time."""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import safe_open
+
+
+_PATTERNS = ["*.safetensors", "*.bin", "*.pt", "*.json", "*.model", "merges.txt"]
+_PICKLES = (".bin", ".pt", ".pth")
+
+
+class Source(Mapping[str, torch.Tensor]):
+    """Tensors of a checkpoint by their name in it. What wraps them (`state_dict`, `module.`) is taken off.
+
+    Args:
+        location (`str`): A file, a folder, a name on the Hub, or a file there ("owner/name/run/epoch_3.pt"). Of a folder, safetensors are preferred to pickles, and a file
+            with "open_clip" or "model" in its name to others.
+
+    Raises:
+        ValueError: If there are no weights, several that no index joins, or a pickle holds more than tensors.
+    """
+
+    def __init__(self, location: str):
+        self.location = location
+        path = Path(location)
+        if not path.exists():
+            owner, name, *inside = location.split("/") if location.count("/") else (location, "")
+            try:
+                if inside:
+                    path = Path(hf_hub_download(f"{owner}/{name}", "/".join(inside)))
+                else:
+                    path = Path(snapshot_download(location, allow_patterns=_PATTERNS))
+            except HFValidationError as error:
+                raise ValueError(f"{location!r} is neither a file, a folder, nor 'owner/name' on the Hub.") from error
+        self.folder = path if path.is_dir() else path.parent
+        self.files = _weights_in(path) if path.is_dir() else [path]
+        self._pickles: dict[Path, dict[str, torch.Tensor]] = {}
+        self._where: dict[str, tuple[Path, str]] = {}  # name -> file, its key there
+        for file in self.files:
+            for key in _keys_of(file) if file.suffix == ".safetensors" else self._unpickle(file):
+                self._where[key.removeprefix("module.")] = (file, key)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        file, key = self._where[name]
+        if file.suffix != ".safetensors":
+            return self._unpickle(file)[key]
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def meta(self) -> dict[str, torch.Tensor]:
+        """All tensors on the meta device: shapes and types, no values."""
+        found = {}
+        for name, (file, key) in self._where.items():
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    part = opened.get_slice(key)
+                    found[name] = torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta")
+            else:
+                tensor = self._unpickle(file)[key]
+                found[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        return found
+
+    def config(self) -> dict | None:
+        """The JSON configuration beside the weights, if there is one: open_clip's, or `config.json`."""
+        for name in ("open_clip_config.json", "config.json"):
+            if (self.folder / name).is_file():
+                return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        return None
+
+    def release(self) -> None:
+        """Give the memory of what was read back."""
+        self._pickles.clear()
+
+    def _unpickle(self, file: Path) -> dict[str, torch.Tensor]:
+        # Mapped into memory, so pages are read when a tensor is, and given back when memory is short.
+        if file not in self._pickles:
+            content = _load_pickle(file)
+            content = content.get("state_dict", content)
+            if not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+                other = next(key for key, value in content.items() if not isinstance(value, torch.Tensor))
+                raise ValueError(f"{file} must hold tensors, or a `state_dict` of them; {other!r} is something else.")
+            self._pickles[file] = content
+        return self._pickles[file]
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+
+
+def _load_pickle(file: Path) -> dict:
+    try:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before zip files cannot be mapped
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is a pickle that holds more than weights, and loading it could run any code. If you trust its origin, load "
+            "it yourself and save `state_dict()` as safetensors."
+        ) from error
+
+
+def _keys_of(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """The files of a folder that hold the weights."""
+    for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := [name for name in sorted(names) if not (folder / name).is_file()]:
+            raise ValueError(f"{index} names {missing[0]}, which is not there.")
+        return [folder / name for name in sorted(names)]
+    for suffixes in ((".safetensors",), _PICKLES):
+        found = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+        usual = [path for path in found if "model" in path.stem]
+        if len(usual or found) == 1:
+            return usual or found
+        if found:
+            listed = ", ".join(path.name for path in found)
+            raise ValueError(f"{folder} holds several weights that no index joins ({listed}): name one of the files.")
+    raise ValueError(f"{folder} holds no weights: no .safetensors, .bin or .pt.")
+
+
+__all__ = ["Source"]
