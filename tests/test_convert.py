@@ -162,8 +162,10 @@ def test_what_does_not_fit_is_a_table_and_writes_nothing(tmp_path):
     del weights["text.ln_final.bias"]
     weights["visual.proj"] = torch.zeros(3, 3)
     weights["text.cls_emb"] = torch.zeros(3)
+    weights["logit_scale"] = torch.zeros(2)
+    weights["text.resblocks.0.attn.in_proj_bias"] = torch.zeros(2)
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="3 differences") as caught:
+    with pytest.raises(ValueError, match="7 differences") as caught:
         convert_fixture("mammut_laion_mlp", tmp_path, tmp_path / "out")
     message = str(caught.value)
     assert "text.ln_final.bias -> model.text_model.final_layer_norm.bias: stored None, expected (32,)" in message

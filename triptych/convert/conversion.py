@@ -128,7 +128,7 @@ def find_config(
         pif = "pif" in Path(source.location).name.lower()
     if preset is not None:
         found = layout.config_class.from_preset(preset)  # type: ignore[attr-defined]
-        if "pseudo_image_features" in dir(found):
+        if isinstance(found, VwLmmConfig):
             found.pseudo_image_features = pif or found.pseudo_image_features
         return fit_image_size(found, source)
     content = json.loads(Path(config).read_text(encoding="utf-8")) if config is not None else source.config()
@@ -172,13 +172,11 @@ def differences(layout: Layout, model: PreTrainedModel, source: Source) -> list[
     stored, ours = source.meta(), model.state_dict()
     found, origins = [], layout.origins(ours)
     for name, origin in origins.items():
-        shape, expected = stored.get(origin.key), tuple(ours[name].shape)
-        if shape is None:
+        tensor, expected = stored.get(origin.key), tuple(ours[name].shape)
+        if tensor is None:
             found.append(Difference(f"{origin.key} -> {name}", None, expected))
-        else:
-            taken = tuple(origin.take(shape).shape) if shape.ndim or origin.is_scalar else ()
-            if taken != expected:
-                found.append(Difference(f"{origin.key} -> {name}", tuple(shape.shape), expected))
+        elif not origin.can_take(tensor) or tuple(origin.take(tensor).shape) != expected:
+            found.append(Difference(f"{origin.key} -> {name}", tuple(tensor.shape), expected))
     used = {origin.key for origin in origins.values()}
     return found + [
         Difference(name, tuple(tensor.shape), None)

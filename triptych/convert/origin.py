@@ -23,6 +23,14 @@ class Origin:
     is_transposed: bool = False
     is_scalar: bool = False
 
+    def can_take(self, tensor: torch.Tensor) -> bool:
+        """Whether a foreign tensor has the form that this origin expects: one number, a matrix, rows in equal blocks."""
+        if self.is_scalar:
+            return tensor.numel() == 1
+        if self.is_transposed:
+            return tensor.ndim == 2
+        return self.parts == 1 or (tensor.ndim > 0 and len(tensor) > 0 and len(tensor) % self.parts == 0)
+
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         """Our parameter out of the foreign tensor; a meta tensor gives a meta tensor."""
         if self.is_scalar:

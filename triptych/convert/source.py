@@ -40,10 +40,11 @@ class Source(Mapping[str, torch.Tensor]):
                 raise ValueError(f"{location!r} is neither a file, a folder, nor 'owner/name' on the Hub.") from error
         self.folder = path if path.is_dir() else path.parent
         self.files = _weights_in(path) if path.is_dir() else [path]
+        self._meta: dict[str, torch.Tensor] | None = None
         self._pickles: dict[Path, dict[str, torch.Tensor]] = {}
         self._where: dict[str, tuple[Path, str]] = {}  # name -> file, its key there
         for file in self.files:
-            for key in _keys_of(file) if file.suffix == ".safetensors" else self._unpickle(file):
+            for key in _header_of(file) if file.suffix == ".safetensors" else self._unpickle(file):
                 self._where[key.removeprefix("module.")] = (file, key)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -61,16 +62,13 @@ class Source(Mapping[str, torch.Tensor]):
 
     def meta(self) -> dict[str, torch.Tensor]:
         """All tensors on the meta device: shapes and types, no values."""
-        found = {}
-        for name, (file, key) in self._where.items():
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as opened:
-                    part = opened.get_slice(key)
-                    found[name] = torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta")
-            else:
-                tensor = self._unpickle(file)[key]
-                found[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        return found
+        if self._meta is None:
+            headers = {file: _header_of(file) for file in self.files if file.suffix == ".safetensors"}
+            self._meta = {}
+            for name, (file, key) in self._where.items():
+                shape, dtype = headers[file][key] if file in headers else _form(self._unpickle(file)[key])
+                self._meta[name] = torch.empty(shape, dtype=dtype, device="meta")
+        return self._meta
 
     def config(self) -> dict | None:
         """The JSON configuration beside the weights, if there is one: open_clip's, or `config.json`."""
@@ -117,9 +115,15 @@ def _load_pickle(file: Path) -> dict:
         ) from error
 
 
-def _keys_of(file: Path) -> list[str]:
+def _header_of(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of every tensor of a safetensors file."""
     with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
+        slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
+        return {key: (tuple(part.get_shape()), _DTYPES[part.get_dtype()]) for key, part in slices.items()}
+
+
+def _form(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    return tuple(tensor.shape), tensor.dtype
 
 
 def _weights_in(folder: Path) -> list[Path]:
