@@ -21,6 +21,7 @@ from triptych.convert import conversion
 from triptych.convert.conversion import LAYOUTS, convert, export_open_clip
 from triptych.convert.source import Source
 from triptych.convert.verify import deviations
+from triptych.convert.vw_lmm import VISION_PREFIX
 from triptych.hub import files_to_publish
 
 
@@ -155,6 +156,23 @@ def test_larger_images_have_a_larger_table(monkeypatch):
         conversion.differences(LAYOUTS["open-mammut"], conversion.empty_model(LAYOUTS["open-mammut"], config), source)
         == []
     )
+
+
+def test_the_tower_of_another_checkpoint(tmp_path):
+    weights = weights_of("vw_llama")
+    tower = {key: tensor for key, tensor in weights.items() if key.startswith(VISION_PREFIX)}
+    clip = {f"vision_model.{key.removeprefix(VISION_PREFIX)}": tensor + 1 for key, tensor in tower.items()}
+    save_file({**clip, "text_model.a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    source = FIXTURES / "vw_llama" / "original_state_dict.safetensors"
+    folder = convert_fixture("vw_llama", source, tmp_path / "out", vision=str(tmp_path))
+    state = VwLmmForCausalLM.from_pretrained(folder).state_dict()
+    for name, origin in LAYOUTS["vw-lmm"].origins(state).items():
+        expected = weights[origin.key] + 1 if origin.key in tower else weights[origin.key]
+        assert torch.equal(state[name], expected), name
+    with pytest.raises(ValueError, match="goes with the layout 'vw-lmm'"):
+        convert("open-mammut", str(source), tmp_path / "other", vision=str(tmp_path))
+    with pytest.raises(ValueError, match=r"no tensor whose name begins with 'vision_model\.'"):
+        convert_fixture("vw_llama", source, tmp_path / "other", vision=str(source))
 
 
 def test_what_does_not_fit_is_a_table_and_writes_nothing(tmp_path):

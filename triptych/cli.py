@@ -252,6 +252,9 @@ def convert(
         bool | None,
         typer.Option("--pif/--no-pif", help="VW-LMM with pseudo image features? Default: by the source's name."),
     ] = None,
+    vision: Annotated[
+        str | None, typer.Option(help="VW-LMM: take the tower from this CLIP, not the stored copy.")
+    ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(help="Folder with inputs.safetensors and the original code's expected.safetensors, to compare."),
@@ -265,7 +268,7 @@ def convert(
 
     try:
         if dry_run:
-            chosen, stored = conversion.LAYOUTS[layout], conversion.Source(source)
+            chosen, stored = conversion.LAYOUTS[layout], conversion.open_source(layout, source, vision)
             found = conversion.find_config(chosen, stored, preset, None if config is None else str(config), pif)
             model = conversion.empty_model(chosen, found)
             conversion.check(chosen, model, stored)
@@ -282,6 +285,7 @@ def convert(
             tokenizer=tokenizer,
             with_processor=with_processor,
             pif=pif,
+            vision=vision,
             max_shard_size=max_shard_size,
         )
         differences = {} if verify is None else deviations(folder, verify)

@@ -244,6 +244,16 @@ def make_processor(layout: Layout, config: Any, source: Source, tokenizer: str |
     return processor
 
 
+def open_source(layout: str, source: str, vision: str | None = None) -> Source:
+    """A foreign checkpoint, with another vision tower if asked for; see [`convert`]."""
+    stored = Source(source)
+    if vision is not None:
+        if layout != "vw-lmm":
+            raise ValueError(f"`vision` goes with the layout 'vw-lmm', got {layout!r}.")
+        stored.overlay(Source(vision), vw_lmm.VISION_PREFIX, "vision_model.")
+    return stored
+
+
 def convert(
     layout: str,
     source: str,
@@ -254,6 +264,7 @@ def convert(
     tokenizer: str | None = None,
     with_processor: bool = True,
     pif: bool | None = None,
+    vision: str | None = None,
     max_shard_size: str = "2GB",
 ) -> Path:
     """Write a foreign checkpoint as a complete Hub repository of ours. Values and types stay as they are.
@@ -267,12 +278,14 @@ def convert(
         preset, config, pif: As in [`find_config`].
         tokenizer (`str`, *optional*): As in [`make_processor`].
         with_processor (`bool`): Write a processor too.
+        vision (`str`, *optional*): Of VW-LMM: take the vision tower from this CLIP, as the authors' code does, instead of the
+            stored copy of it.
         max_shard_size (`str`): Largest file of weights, and most of the memory that is needed.
 
     Raises:
         ValueError: If the checkpoint does not fit, or the disk is too small.
     """
-    chosen, stored = LAYOUTS[layout], Source(source)
+    chosen, stored = LAYOUTS[layout], open_source(layout, source, vision)
     model = empty_model(chosen, find_config(chosen, stored, preset, config, pif))
     check(chosen, model, stored)
     processor = make_processor(chosen, model.config, stored, tokenizer) if with_processor else None
@@ -345,5 +358,5 @@ def export_open_clip(layout: str, model: PreTrainedModel) -> dict[str, torch.Ten
 
 __all__ = [
     "LAYOUTS", "Difference", "Layout", "check", "convert", "differences", "empty_model", "export_open_clip", "find_config",
-    "make_processor", "nearest_preset",
+    "make_processor", "nearest_preset", "open_source",
 ]  # fmt: skip

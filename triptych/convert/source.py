@@ -77,6 +77,23 @@ class Source(Mapping[str, torch.Tensor]):
                 return json.loads((self.folder / name).read_text(encoding="utf-8"))
         return None
 
+    def overlay(self, other: "Source", prefix: str, other_prefix: str) -> None:
+        """Take tensors from another checkpoint instead: those whose names begin with `other_prefix` there, and with `prefix` here.
+
+        Raises:
+            ValueError: If the other one has none.
+        """
+        found = {
+            prefix + name.removeprefix(other_prefix): place
+            for name, place in other._where.items()
+            if name.startswith(other_prefix)
+        }
+        if not found:
+            raise ValueError(f"{other.location} holds no tensor whose name begins with {other_prefix!r}.")
+        self._where = {name: place for name, place in self._where.items() if not name.startswith(prefix)} | found
+        self.files = [*self.files, *other.files]
+        self._meta = None
+
     def release(self) -> None:
         """Give the memory of what was read back."""
         self._pickles.clear()

@@ -11,9 +11,10 @@ from triptych.convert.origin import Origin
 from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
 
 
+VISION_PREFIX = "model.vision_tower.vision_tower.vision_model."
 # Ours to theirs.
 _PREFIXES = {
-    "model.vision_tower.": "model.vision_tower.vision_tower.vision_model.",
+    "model.vision_tower.": VISION_PREFIX,
     "model.language_model.": "model.",
     "lm_head.": "lm_head.",
     "vm_head.": "vm_head.",
@@ -69,4 +70,4 @@ def convert_config(config: dict, pseudo_image_features: bool) -> VwLmmConfig:
     )
 
 
-__all__ = ["convert_config", "is_buffer", "origins"]
+__all__ = ["VISION_PREFIX", "convert_config", "is_buffer", "origins"]
