@@ -56,10 +56,11 @@ class GrrCocaVisionConfig(PreTrainedConfig):
         use_cls_token (`bool`, defaults to `False`): Prepend a class token. Open in the paper; pooling is attentional.
         pre_layernorm (`bool`, defaults to `False`): Normalise embeddings before the first block (open_clip).
         patch_bias (`bool`, defaults to `True`): Bias of the patch convolution. open_clip has none.
-        pooler_type (`"cascade"`, `"parallel"` or `"open_clip"`):
+        pooler_type (`"cascade"`, `"parallel"`, `"open_clip"` or `"class_token"`):
             `cascade` (CoCa's default): the contrastive pooler reads the output of the caption pooler. `parallel`: it
             reads the patch states. `open_clip`: one pooler, whose token 0 is the image embedding, the others the
-            memory of the text decoder.
+            memory of the text decoder. `class_token`: no pooler; the class token is the image embedding, the patches are
+            the memory (open_clip's `coca_base`).
         num_caption_queries (`int`, defaults to 256): Queries of the caption pooler (CoCa section 3.2).
         pooler_hidden_size (`int`, *optional*): Width of the poolers, equal to the text width. Default: `hidden_size`.
         num_pooler_heads (`int`, *optional*): Heads of the poolers. Default: `num_attention_heads`.
@@ -90,7 +91,7 @@ class GrrCocaVisionConfig(PreTrainedConfig):
     use_cls_token: bool = False
     pre_layernorm: bool = False
     patch_bias: bool = True
-    pooler_type: Literal["cascade", "parallel", "open_clip"] = "cascade"
+    pooler_type: Literal["cascade", "parallel", "open_clip", "class_token"] = "cascade"
     num_caption_queries: int = 256
     pooler_hidden_size: int | None = None
     num_pooler_heads: int | None = None
@@ -113,6 +114,13 @@ class GrrCocaVisionConfig(PreTrainedConfig):
         check_heads(self.pooler_hidden_size, self.num_pooler_heads, "pooler_hidden_size", "num_pooler_heads")
         _check_rope(self.hidden_size // self.num_attention_heads, self.position_embedding_type)
         check_patches(self.image_size, self.patch_size)
+        if self.pooler_type == "class_token" and not (
+            self.use_cls_token and self.pooler_hidden_size == self.hidden_size
+        ):
+            raise ValueError(
+                '`pooler_type="class_token"` needs `use_cls_token`, and `pooler_hidden_size` equal to `hidden_size`, got '
+                f"{self.use_cls_token}, {self.pooler_hidden_size} and {self.hidden_size}."
+            )
         if self.pooler_type == "open_clip" and self.num_caption_queries < 2:
             raise ValueError(
                 '`pooler_type="open_clip"` spends one query on the image embedding, so `num_caption_queries` must be '
@@ -344,6 +352,14 @@ GRR_COCA_PRESETS: dict[str, dict] = {
         {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "pooler_hidden_size": 768},
         {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
     ),
+    # open_clip's `coca_base`, of which no weights are public
+    "coca-vit-b-18-288": {
+        "projection_dim": 512,
+        **_laion_preset(
+            {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 288, "patch_size": 18, "num_pooler_heads": 12, "pooler_type": "class_token"},
+            {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "vocab_size": 64000},
+        ),
+    },
 }  # fmt: skip
 
 

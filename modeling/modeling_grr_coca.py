@@ -272,9 +272,10 @@ class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
         self.layers = nn.ModuleList([SelfAttentionBlock(config) for _ in range(config.num_hidden_layers)])
         # open_clip normalises after the pooler only, which the pooler's own output norm does.
         self.post_layernorm = None if config.pooler_type == "open_clip" else build_norm(config)
-        self.caption_pooler = GrrCocaPooler(config, config.num_caption_queries, key_value_size=width)
-        self.contrastive_pooler = None
-        if config.pooler_type != "open_clip":
+        self.caption_pooler = self.contrastive_pooler = None
+        if config.pooler_type != "class_token":
+            self.caption_pooler = GrrCocaPooler(config, config.num_caption_queries, key_value_size=width)
+        if config.pooler_type in ("cascade", "parallel"):
             key_value_size = pooled_width if config.pooler_type == "cascade" else width
             self.contrastive_pooler = GrrCocaPooler(config, 1, key_value_size=key_value_size)
         self.gradient_checkpointing = False
@@ -305,7 +306,7 @@ class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
         if self.post_layernorm is not None:
             hidden_states = self.post_layernorm(hidden_states)
 
-        image_tokens = self.caption_pooler(hidden_states, **kwargs)
+        image_tokens = hidden_states if self.caption_pooler is None else self.caption_pooler(hidden_states, **kwargs)
         if self.contrastive_pooler is None:
             pooled, image_tokens = image_tokens[:, 0], image_tokens[:, 1:]
         else:

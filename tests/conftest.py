@@ -68,6 +68,11 @@ VARIANTS = {
         },
     },
 }
+# open_clip's `coca_base`
+VARIANTS["class_token"] = {
+    "vision_config": {**VARIANTS["open_clip"]["vision_config"], "pooler_type": "class_token"},
+    "text_config": VARIANTS["open_clip"]["text_config"],
+}
 
 
 def tiny_config(variant: str = "grr", **overrides) -> triptych.GrrCocaConfig:

@@ -121,6 +121,7 @@ def test_the_way_back_is_bit_identical(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "layout", "preset", "values"),
     [
+        ("coca_base", "open-clip-coca", "coca-vit-b-18-288", 440_337_409),
         ("coca_ViT-B-32", "open-clip-coca", "coca-vit-b-32", 253_560_065),
         ("coca_ViT-L-14", "open-clip-coca", "coca-vit-l-14", 638_450_177),
         ("mammut_ViT-B-32", "open-mammut", "openmammut-vit-b-32", 183_021_313),

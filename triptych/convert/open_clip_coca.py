@@ -31,7 +31,9 @@ COCA = OpenClipLayout(
         f"{_POOLER}.layer_norm_q.": "visual.attn_pool.ln_q.",
         f"{_POOLER}.layer_norm_kv.": "visual.attn_pool.ln_k.",
         f"{_POOLER}.cross_attn.out_proj.": "visual.attn_pool.attn.out_proj.",
+        # With a pooler the only norm stands behind it; without, behind the blocks.
         f"{_POOLER}.layer_norm_out.": "visual.ln_post.",
+        "model.vision_model.post_layernorm.": "visual.ln_post.",
         "model.text_model.final_layer_norm.": "text.ln_final.",
         "model.multimodal_decoder.final_layer_norm.": "text_decoder.ln_final.",
     },
@@ -55,6 +57,8 @@ def convert_config(
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): Default: 0 and the last two, those of CLIP's tokenizer as open_clip uses it.
     """
     vision, text, multimodal = config["vision_cfg"], config["text_cfg"], config["multimodal_cfg"]
+    has_pooler = bool(vision.get("attentional_pool", False))
+    heads = vision["width"] // vision.get("head_width", 64)
     return GrrCocaConfig.from_preset(
         "coca-vit-b-32",
         projection_dim=config["embed_dim"],
@@ -62,12 +66,13 @@ def convert_config(
             "hidden_size": vision["width"],
             "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4)),
             "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+            "num_attention_heads": heads,
             "image_size": vision["image_size"],
             "patch_size": vision["patch_size"],
-            "num_pooler_heads": vision.get("attn_pooler_heads", 8),
+            "pooler_type": "open_clip" if has_pooler else "class_token",
+            "num_pooler_heads": vision.get("attn_pooler_heads", 8) if has_pooler else heads,
             "num_caption_queries": vision.get("attn_pooler_queries", 256),
-            "pooler_hidden_size": config["embed_dim"],
+            "pooler_hidden_size": config["embed_dim"] if has_pooler else vision["width"],
         },
         text_config={
             "vocab_size": text["vocab_size"],
