@@ -1,7 +1,10 @@
 """Foreign checkpoints: found in every form, refused where they do not fit, converted value by value, and back."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPTokeniz
 from typer.testing import CliRunner
 
 from tests.conftest import PAIRS
+from tests.loopback_hub import LoopbackHub, Repository
 from triptych import GrrCocaForConditionalGeneration, MammutForConditionalGeneration, VwLmmForCausalLM
 from triptych.cli import app
 from triptych.convert import conversion
@@ -299,3 +303,50 @@ def test_the_command_converts_to_a_complete_repository(tmp_path):
     assert (tmp_path / "out" / "modeling_vw_lmm.py").exists()
     with pytest.raises(ValueError, match="has no processor"):
         files_to_publish(tmp_path / "out")
+
+
+def test_checkpoints_on_the_hub(tmp_path):
+    name = "mammut_laion_nomlp"
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    torch.save({"state_dict": weights_of(name)}, tmp_path / "epoch_1.pt")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with LoopbackHub().running() as server:
+        weights = server.store((tmp_path / "epoch_1.pt").read_bytes())
+        wrapped = server.store(json.dumps({"model_cfg": config}).encode())
+        server.repositories["someone/runs"] = Repository(private=False)
+        server.repositories["someone/runs"].commit(
+            "main", {"first run/epoch_1.pt": weights, "first run/epoch_2.pt": weights}
+        )
+        server.repositories["someone/model"] = Repository(private=False)
+        server.repositories["someone/model"].commit(
+            "main", {"open_clip_pytorch_model.bin": weights, "open_clip_config.json": wrapped}
+        )
+        hub = {
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "triptych.cli",
+            "convert",
+            "open-mammut",
+            "--no-processor",
+            "--verify",
+            str(FIXTURES / name),
+        ]
+        for arguments in (
+            ["someone/runs/first run/epoch_1.pt", "one", "--config", "config.json"],
+            ["someone/model", "two"],
+        ):
+            result = subprocess.run(
+                [*command, *arguments], cwd=tmp_path, env={**os.environ, **hub}, capture_output=True, text=True, timeout=300,
+                check=False,
+            )  # fmt: skip
+            assert result.returncode == 0, result.stderr
+            assert "image_features" in result.stdout
+    cards = [(tmp_path / folder / "README.md").read_text() for folder in ("one", "two")]
+    assert "Converted from `someone/runs/first run/epoch_1.pt`" in cards[0]
+    assert "Converted from `someone/model`" in cards[1]
