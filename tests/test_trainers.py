@@ -103,7 +103,7 @@ def test_conversations_with_the_trainer(conversations):
     assert any("language_model" in key for key in changed)
 
 
-@pytest.mark.parametrize("columns", ["messages", "prompt and completion", "our collator"])
+@pytest.mark.parametrize("columns", ["prompt and completion", "our collator"])
 def test_conversations_with_trl(tmp_path, columns):
     trl = pytest.importorskip("trl")
     model, processor = vw_lmm_pair()
@@ -113,7 +113,6 @@ def test_conversations_with_trl(tmp_path, columns):
     )
     picture = Image.new("RGB", (20, 20), "red")
     rows = {
-        "messages": {"messages": [question, answer]},
         "prompt and completion": {"prompt": [question], "completion": [answer]},
         "our collator": {
             "messages": [{**question, "content": "<image>\nwhat is it?"}, {**answer, "content": "a red heart"}]
