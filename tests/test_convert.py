@@ -107,6 +107,8 @@ def test_every_form_of_a_checkpoint_gives_the_same_weights_in_shards_of_any_size
     folder = convert_fixture(name, source, tmp_path / "out", max_shard_size="50KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     assert not list(folder.glob("*/"))
+    convert_fixture(name, source, folder)  # into the same folder, in one file
+    assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
     state = MammutForConditionalGeneration.from_pretrained(folder).state_dict()
     for key, origin in LAYOUTS["open-mammut"].origins(state).items():
         assert torch.equal(state[key], origin.take(weights[origin.key])), key
@@ -215,6 +217,24 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, capsys):
     torch.save({"a": torch.zeros(1)}, tmp_path / "other_model.pt")
     with pytest.raises(ValueError, match="several weights that no index joins"):
         Source(str(tmp_path))
+    for content, message in (([1], "got list"), (torch.zeros(2), "got Tensor")):
+        torch.save(content, tmp_path / "other_model.pt")
+        with pytest.raises(ValueError, match=f"must hold tensors by name.*{message}"):
+            Source(str(tmp_path / "other_model.pt"))
+    (tmp_path / "other_model.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"other_model\.pt cannot be read"):
+        Source(str(tmp_path / "other_model.pt"))
+    fixture = str(FIXTURES / "coca_open_clip" / "original_state_dict.safetensors")
+    for text, message in (
+        ("{", "cannot be read as JSON"),
+        ("[1]", "must hold a JSON object, got list"),
+        ('{"multimodal_cfg": {}}', "lacks 'vision_cfg'"),
+    ):
+        (tmp_path / "half.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            convert("open-clip-coca", fixture, tmp_path / "out", config=str(tmp_path / "half.json"))
+    with pytest.raises(ValueError, match="Unknown `layout` 'blip'"):
+        convert("blip", fixture, tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no weights"):
         Source(str(tmp_path / "empty"))

@@ -266,6 +266,8 @@ def convert(
     from triptych.convert import conversion
     from triptych.convert.verify import deviations
 
+    if verify is not None and not (verify / "expected.safetensors").is_file():
+        _fail(f"`--verify` {verify} must be a folder with inputs.safetensors and expected.safetensors.")
     try:
         if dry_run:
             chosen, stored = conversion.LAYOUTS[layout], conversion.open_source(layout, source, vision)

@@ -92,6 +92,13 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def remove_stale_weights(folder: Path, written: set[str]) -> None:
+    """Delete a model's weights that were not written now: stored in other shards, they could be loaded instead."""
+    for path in folder.iterdir():
+        if _WEIGHTS.fullmatch(path.name) and path.name not in written:
+            path.unlink()
+
+
 def _write_files(folder: Path, files: dict[str, Any]) -> None:
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
@@ -136,11 +143,7 @@ def save_repository(
         facts = {"model_type": model.config.model_type, "num_parameters": model.num_parameters()}
         write_model_card(staging, **{**facts, **card})
         written = {path.name for path in staging.iterdir()}
-    for (
-        path
-    ) in folder.iterdir():  # else the weights of an earlier model, stored in other shards, could be loaded instead
-        if _WEIGHTS.fullmatch(path.name) and path.name not in written:
-            path.unlink()
+    remove_stale_weights(folder, written)
     return folder
 
 
@@ -384,6 +387,7 @@ __all__ = [
     "describe_machine",
     "files_to_publish",
     "publish",
+    "remove_stale_weights",
     "save_adapter",
     "save_repository",
     "staged",

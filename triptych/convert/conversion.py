@@ -26,7 +26,7 @@ from transformers import (
 from triptych.convert import open_clip_coca, openmammut, vw_lmm
 from triptych.convert.origin import Origin, exported
 from triptych.convert.source import Source
-from triptych.hub import staged
+from triptych.hub import remove_stale_weights, staged
 from triptych.modeling.configuration_grr_coca import GRR_COCA_PRESETS, GrrCocaConfig
 from triptych.modeling.configuration_mammut import MAMMUT_PRESETS, MammutConfig
 from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
@@ -70,40 +70,40 @@ class Layout:
 
 LAYOUTS = {
     "open-clip-coca": Layout(
-        "open_clip's CoCa",
-        "coca-open-clip",
-        GrrCocaConfig,
-        GrrCocaForConditionalGeneration,
-        GrrCocaProcessor,
-        tuple(name for name in GRR_COCA_PRESETS if name.startswith("coca-vit")),
-        open_clip_coca.convert_config,
-        open_clip_coca.COCA.origins,
-        open_clip_coca.COCA.ignored.__contains__,
-        "multimodal_cfg",
+        title="open_clip's CoCa",
+        card="coca-open-clip",
+        config_class=GrrCocaConfig,
+        model_class=GrrCocaForConditionalGeneration,
+        processor_class=GrrCocaProcessor,
+        presets=tuple(name for name in GRR_COCA_PRESETS if name.startswith("coca-vit")),
+        convert_config=open_clip_coca.convert_config,
+        origins=open_clip_coca.COCA.origins,
+        is_unused=open_clip_coca.COCA.ignored.__contains__,
+        marker="multimodal_cfg",
     ),
     "open-mammut": Layout(
-        "LAION's openMaMMUT",
-        "openmammut",
-        MammutConfig,
-        MammutForConditionalGeneration,
-        MammutProcessor,
-        tuple(name for name in MAMMUT_PRESETS if name.startswith("openmammut")),
-        openmammut.convert_config,
-        openmammut.OPENMAMMUT.origins,
-        openmammut.OPENMAMMUT.ignored.__contains__,
-        "text_cfg",
+        title="LAION's openMaMMUT",
+        card="openmammut",
+        config_class=MammutConfig,
+        model_class=MammutForConditionalGeneration,
+        processor_class=MammutProcessor,
+        presets=tuple(name for name in MAMMUT_PRESETS if name.startswith("openmammut")),
+        convert_config=openmammut.convert_config,
+        origins=openmammut.OPENMAMMUT.origins,
+        is_unused=openmammut.OPENMAMMUT.ignored.__contains__,
+        marker="text_cfg",
     ),
     "vw-lmm": Layout(
-        "the VW-LMM of its authors",
-        "vw-lmm-vicuna",
-        VwLmmConfig,
-        VwLmmForCausalLM,
-        VwLmmProcessor,
-        tuple(name for name in VW_LMM_PRESETS if name.endswith(("7b", "pif"))),
-        vw_lmm.convert_config,
-        vw_lmm.origins,
-        vw_lmm.is_buffer,
-        "mm_vision_select_layer",
+        title="the VW-LMM of its authors",
+        card="vw-lmm-vicuna",
+        config_class=VwLmmConfig,
+        model_class=VwLmmForCausalLM,
+        processor_class=VwLmmProcessor,
+        presets=tuple(name for name in VW_LMM_PRESETS if name.endswith(("7b", "pif"))),
+        convert_config=vw_lmm.convert_config,
+        origins=vw_lmm.origins,
+        is_unused=vw_lmm.is_buffer,
+        marker="mm_vision_select_layer",
     ),
 }
 
@@ -131,7 +131,7 @@ def find_config(
         if isinstance(found, VwLmmConfig):
             found.pseudo_image_features = pif or found.pseudo_image_features
         return fit_image_size(found, source)
-    content = json.loads(Path(config).read_text(encoding="utf-8")) if config is not None else source.config()
+    content = _read_config(config) if config is not None else source.config()
     content = (content or {}).get("model_cfg", content)
     if content is None or layout.marker not in content:
         where = config or f"{source.folder} holds none"
@@ -140,7 +140,20 @@ def find_config(
             f"fits best is {nearest_preset(layout, source)!r}."
         )
     extra = {"pseudo_image_features": pif} if layout.config_class is VwLmmConfig else {}
-    return fit_image_size(layout.convert_config(content, **extra), source)
+    try:
+        return fit_image_size(layout.convert_config(content, **extra), source)
+    except KeyError as error:
+        raise ValueError(f"The configuration of {layout.title} ({config or source.folder}) lacks {error}.") from error
+
+
+def _read_config(config: str) -> dict:
+    try:
+        content = json.loads(Path(config).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"`config` {config} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"`config` {config} must hold a JSON object, got {type(content).__name__}.")
+    return content
 
 
 def fit_image_size(config: PreTrainedConfig, source: Source) -> PreTrainedConfig:
@@ -246,6 +259,8 @@ def make_processor(layout: Layout, config: Any, source: Source, tokenizer: str |
 
 def open_source(layout: str, source: str, vision: str | None = None) -> Source:
     """A foreign checkpoint, with another vision tower if asked for; see [`convert`]."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"Unknown `layout` {layout!r}. Known: {', '.join(LAYOUTS)}.")
     stored = Source(source)
     if vision is not None:
         if layout != "vw-lmm":
@@ -285,7 +300,8 @@ def convert(
     Raises:
         ValueError: If the checkpoint does not fit, or the disk is too small.
     """
-    chosen, stored = LAYOUTS[layout], open_source(layout, source, vision)
+    stored = open_source(layout, source, vision)
+    chosen = LAYOUTS[layout]
     model = empty_model(chosen, find_config(chosen, stored, preset, config, pif))
     check(chosen, model, stored)
     processor = make_processor(chosen, model.config, stored, tokenizer) if with_processor else None
@@ -310,6 +326,8 @@ def convert(
         if processor is not None:
             processor.save_pretrained(staging)
         _write_card(chosen, model, stored, staging)
+        written = {path.name for path in staging.iterdir()}
+    remove_stale_weights(folder, written)
     return folder
 
 

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
+from transformers.modeling_utils import str_to_torch_dtype
 
 
 _PATTERNS = ["*.safetensors", "*.bin", "*.pt", "*.json", "*.model", "merges.txt"]
@@ -110,33 +111,29 @@ class Source(Mapping[str, torch.Tensor]):
         return self._pickles[file]
 
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-}
-
-
 def _load_pickle(file: Path) -> dict:
     try:
         try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # the format before zip files cannot be mapped
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{file} is a pickle that holds more than weights, and loading it could run any code. If you trust its origin, load "
-            "it yourself and save `state_dict()` as safetensors."
+            f"{file} is damaged, or a pickle that holds more than weights, and loading that could run any code. If you trust its "
+            "origin, load it yourself and save `state_dict()` as safetensors."
         ) from error
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(f"{file} cannot be read: {error or 'it ends too soon'}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold tensors by name, or a `state_dict` of them, got {type(content).__name__}.")
+    return content
 
 
 def _header_of(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and type of every tensor of a safetensors file."""
     with safe_open(file, framework="pt") as opened:
         slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
-        return {key: (tuple(part.get_shape()), _DTYPES[part.get_dtype()]) for key, part in slices.items()}
+        return {key: (tuple(part.get_shape()), str_to_torch_dtype[part.get_dtype()]) for key, part in slices.items()}
 
 
 def _form(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:
