@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from tests.conftest import random_batch, tiny_mammut, tiny_model
+from tests.processes import run_in_processes
 from triptych.modeling.losses import captioning_loss, contrastive_loss, focal_contrastive_loss
 
 
@@ -110,11 +110,7 @@ def test_no_tensor_grows_with_batch_times_length_times_vocabulary():
     assert sizes[0] == sizes[1] == chunk_size * vocabulary
 
 
-def _joint_step(build, rank: int, world_size: int, port: int, queue) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
-    )
+def _joint_step(rank: int, world_size: int, build) -> tuple:
     model = build().train()
     wrapped = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
     batch = random_batch(model.config, lengths=(5, 12, 8, 3))
@@ -123,39 +119,13 @@ def _joint_step(build, rank: int, world_size: int, port: int, queue) -> None:
     outputs.loss.backward()
     losses = torch.stack([outputs.contrastive_loss, outputs.caption_loss]).detach()
     torch.distributed.all_reduce(losses)
-    if rank == 0:
-        grads = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
-        queue.put(((losses / world_size).numpy(), grads))
-        queue.join()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def _run(build, world_size: int) -> tuple:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.JoinableQueue()
-    processes = [
-        context.Process(target=_joint_step, args=(build, rank, world_size, port, queue)) for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    result = queue.get(timeout=120)
-    queue.task_done()
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
-    return result
+    return (losses / world_size).numpy(), {name: p.grad.numpy() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("build", [tiny_model, tiny_mammut])
 def test_two_processes_equal_one_with_the_same_global_batch(build):
     # Captions differ in length between the processes, so a mean of per-process means would be wrong.
-    (one_losses, one), (two_losses, two) = _run(build, 1), _run(build, 2)
+    (one_losses, one), (two_losses, two) = (run_in_processes(_joint_step, size, build) for size in (1, 2))
     torch.testing.assert_close(torch.from_numpy(two_losses), torch.from_numpy(one_losses), atol=1e-5, rtol=0)
     for name, gradient in one.items():
         torch.testing.assert_close(torch.from_numpy(two[name]), torch.from_numpy(gradient), atol=1e-5, rtol=1e-4)

@@ -5,7 +5,6 @@ import importlib.util
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
@@ -33,6 +31,7 @@ from tests.conftest import (
     tiny_vw_lmm_processor,
     vw_lmm_batch,
 )
+from tests.processes import run_in_processes
 from triptych.cli import app
 from triptych.training.conversations import (
     ConversationCollator,
@@ -230,12 +229,8 @@ def test_answers_do_not_depend_on_the_batch():
     assert len(ask(model, processor, questions, None)) == 3
 
 
-def _sharded_step(rank: int, world_size: int, port: int, queue) -> None:
+def _sharded_step(rank: int, world_size: int) -> dict:
     """One step of FSDP2; the first process has one image and a text without, the second two images."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
-    )
     model = tiny_vw_lmm().train()
     batch = vw_lmm_batch()
     rows, images = ((slice(0, 2), slice(0, 1)), (slice(2, 3), slice(1, 3)))[rank]
@@ -248,31 +243,11 @@ def _sharded_step(rank: int, world_size: int, port: int, queue) -> None:
     model(**part).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     gradients = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
-    if rank == 0:
-        queue.put({name: gradient.numpy() for name, gradient in gradients.items()})
-        queue.join()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return {name: gradient.numpy() for name, gradient in gradients.items()}
 
 
 def test_sharded_processes_have_the_gradients_of_one():
-    context = mp.get_context("spawn")
-    found = []
-    for world_size in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        queue = context.JoinableQueue()
-        processes = [
-            context.Process(target=_sharded_step, args=(rank, world_size, port, queue)) for rank in range(world_size)
-        ]
-        for process in processes:
-            process.start()
-        found.append(queue.get(timeout=120))
-        queue.task_done()
-        for process in processes:
-            process.join()
-            assert process.exitcode == 0
+    found = [run_in_processes(_sharded_step, world_size) for world_size in (1, 2)]
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         torch.testing.assert_close(torch.tensor(found[1][name]), torch.tensor(gradient), atol=1e-6, rtol=1e-4)

@@ -1,0 +1,45 @@
+"""A function in several processes that know one another, for tests of what crosses them."""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.multiprocessing as mp
+
+
+def _work(function: Callable, rank: int, world_size: int, port: int, queue, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+    result = function(rank, world_size, *arguments)
+    if rank == 0:
+        queue.put(result)
+        queue.join()
+    torch.distributed.barrier()
+    # Everything is done. torch's communication threads now and then abort an interpreter that goes down beside them.
+    os._exit(0)
+
+
+def run_in_processes(function: Callable, world_size: int, *arguments: Any) -> Any:
+    """What `function(rank, world_size, *arguments)` returns on rank 0; NumPy arrays, not tensors."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.JoinableQueue()
+    processes = [
+        context.Process(target=_work, args=(function, rank, world_size, port, queue, arguments))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    result = queue.get(timeout=120)
+    queue.task_done()
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    return result
