@@ -45,6 +45,7 @@ from triptych.hub import save_repository
 from triptych.training.card import pretraining_card
 from triptych.training.checkpoints import latest_checkpoint, refuse_old_checkpoints, save_checkpoint
 from triptych.training.data import ImageCaptionDataset, PairCollator, load_pairs
+from triptych.training.emoji_scenes import EmojiPictures
 from triptych.training.evaluation import evaluate_captions, evaluate_pairs
 from triptych.training.optimization import TrainingState, best_precision, clamp_logit_scale, weight_decay_groups
 from triptych.training.tokenizer import load_tokenizer, train_tokenizer
@@ -70,7 +71,13 @@ class Arguments:
         default=None, metadata={"help": "Tokenizer to use. Default: one is trained on the training captions."}
     )
     vocab_size: int = field(default=2048, metadata={"help": "Largest vocabulary of a tokenizer trained here."})
-    dataset: str = field(default="openmoji", metadata={"help": "'openmoji', a folder, a parquet file or a Hub name."})
+    dataset: str = field(
+        default="openmoji",
+        metadata={
+            "help": "'openmoji', a folder, a parquet file, a Hub name, or 'openmoji-scenes': the drawings at all sizes on "
+            "varied backgrounds, for detection."
+        },
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     image_column: str = field(default="image", metadata={"help": "Column with the images."})
     caption_column: str = field(default="caption", metadata={"help": "Column with a caption or a list of captions."})
@@ -181,7 +188,7 @@ def main() -> None:
     # Data, processor, model
     with accelerator.main_process_first():
         data = load_pairs(
-            args.dataset,
+            "openmoji" if args.dataset == "openmoji-scenes" else args.dataset,
             args.dataset_config,
             args.image_column,
             args.caption_column,
@@ -202,16 +209,23 @@ def main() -> None:
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
 
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    train_set = ImageCaptionDataset(
-        data["train"],
-        **columns,
-        all_captions=True,
-        crop_scale=args.crop_scale,
-        on_corrupt_image=args.on_corrupt_image,
-        seed=args.seed,
-    )
-    eval_set = ImageCaptionDataset(data["test"], **columns, on_corrupt_image=args.on_corrupt_image)
+    train_set: EmojiPictures | ImageCaptionDataset
+    eval_set: EmojiPictures | ImageCaptionDataset
+    if args.dataset == "openmoji-scenes":
+        size = config.vision_config.image_size
+        train_set = EmojiPictures("train", size, seed=args.seed)
+        eval_set = EmojiPictures("test", size, pair_share=0.0)
+    else:
+        columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+        train_set = ImageCaptionDataset(
+            data["train"],
+            **columns,
+            all_captions=True,
+            crop_scale=args.crop_scale,
+            on_corrupt_image=args.on_corrupt_image,
+            seed=args.seed,
+        )
+        eval_set = ImageCaptionDataset(data["test"], **columns, on_corrupt_image=args.on_corrupt_image)
     collator = PairCollator(processor, truncation=args.truncate_captions)
     if len(train_set) < args.batch_size * accelerator.num_processes:
         raise ValueError(

@@ -143,7 +143,7 @@ def _named_drawings() -> list[dict]:
     return sorted(kept.values(), key=lambda item: item["file_name"])
 
 
-def _hash_share(text: str) -> float:
+def share_of_hash(text: str) -> float:
     """A number in [0, 1) that depends on the text only."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
@@ -158,11 +158,11 @@ def named_drawings(test_fraction: float = 0.1) -> dict[str, list[dict[str, str]]
     _require_packages()
     splits: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
     for unit in _split_units(_named_drawings()):
-        share = _hash_share(min(item["file_name"] for item in unit))
+        share = share_of_hash(min(item["file_name"] for item in unit))
         splits["test" if share < test_fraction else "train"].extend(unit)
     for items in splits.values():
         # A fixed shuffle: in the order of Unicode, a batch would hold little but variants of one emoji.
-        items.sort(key=lambda item: _hash_share("order " + item["file_name"]))
+        items.sort(key=lambda item: share_of_hash("order " + item["file_name"]))
     return splits
 
 
@@ -207,4 +207,5 @@ __all__ = [
     "named_drawings",
     "render",
     "render_named",
+    "share_of_hash",
 ]
