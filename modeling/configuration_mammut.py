@@ -5,11 +5,12 @@ checkpoints, which the `openmammut-*` presets set. What the paper leaves open is
 says so; `docs/mammut.md` lists all of it.
 """
 
+import itertools
 import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .configuration_base import check_heads, check_patches, check_positive, preset_fields
 
@@ -214,12 +215,120 @@ class MammutTextConfig(PreTrainedConfig):
 
 
 @strict
+class MammutDetectionConfig(PreTrainedConfig):
+    r"""Configuration of the detector's parts in [`MammutForObjectDetection`].
+
+    MaMMUT prints a simple feature pyramid, windowed attention and class-agnostic heads (section 3.2). The numbers are those of the
+    authors' F-VLM, RO-ViT and DITO code; where they are ours, it says so. Sizes are in pixels of the model's input.
+
+    Args:
+        image_size (`int`, defaults to 1024): Height and width of the padded input.
+        window_size (`int`, *optional*, defaults to 16):
+            Most ViT blocks attend within windows of so many patches each way, which must tile the input. `None`: all blocks see the
+            whole image.
+        num_global_layers (`int`, defaults to 4):
+            Blocks that see the whole image: the last one of so many equal parts of the ViT (ViTDet).
+        pyramid_scales (`list[float]`): Sizes of the pyramid's maps relative to the ViT's; powers of two, halving.
+        channels (`int`, defaults to 256): Channels of the pyramid, the proposal head, the box head and the mask head.
+        anchor_scale (`float`, defaults to 8.0): Side of the one anchor of every location, in strides of its map. Ours.
+        rpn_conv_layers (`int`, defaults to 2): 3 x 3 convolutions before centerness and box.
+        rpn_positive_iou, rpn_negative_iou (`float`, default to 0.3 and 0.1): Anchors above the one learn an object, those below the
+            other are background (OLN).
+        rpn_samples (`int`, defaults to 256): Anchors per image that the proposal losses read.
+        rpn_background_fraction (`float`, defaults to 0.0):
+            Least share of background (with a centerness of 0) among them. OLN has none, because objects without a label may lie
+            there; where every object of a base class has a box and there are no others, background helps.
+        rpn_nms_threshold (`float`, defaults to 0.7): IoU above which proposals are dropped while training; all are kept otherwise.
+        num_proposals (`int`, defaults to 1000): Best proposals per image.
+        box_pool_size (`int`, defaults to 7), box_conv_layers (`int`, defaults to 4), box_hidden_size (`int`, defaults to 1024):
+            Box head: RoIAlign, convolutions, one linear layer.
+        box_coder_weights (`list[float]`): Scales of the four box codes.
+        box_samples (`int`, defaults to 512), box_positive_fraction (`float`, defaults to 0.25), box_positive_iou (`float`, defaults
+            to 0.5): Regions per image that the box head learns from. Mask R-CNN's.
+        background_weight (`float`, defaults to 0.9): Weight of the background in the classification loss.
+        temperature (`float`, defaults to 0.01): Of the classifier, at the start; a factor is learned.
+        image_text_pool_size (`int`, defaults to 14): RoIAlign on the last map of the ViT.
+        image_text_temperature (`float`, *optional*, defaults to 0.01):
+            Of the image-text scores. `None`: the one that the image-text model has learned.
+        base_exponent, novel_exponent (`float`, default to 0.35 and 0.65):
+            Weight of the image-text scores in the geometric mean, for classes with boxes in training and for others.
+        objectness_exponent (`float`, defaults to 3.0): Final score = objectness ** this * class score.
+        nms_threshold (`float`, defaults to 0.5): IoU with a better box of the same class above which a box goes. Mask R-CNN's.
+        max_detections (`int`, defaults to 300): Boxes per image in the output.
+        use_mask_head (`bool`, defaults to `False`): Predict class-agnostic masks too.
+        mask_pool_size (`int`, defaults to 14), mask_conv_layers (`int`, defaults to 4): Mask head; masks are twice as fine.
+    """
+
+    model_type = "mammut_detection"
+    base_config_key = "detection_config"
+
+    image_size: int = 1024
+    window_size: int | None = 16
+    num_global_layers: int = 4
+    pyramid_scales: list[float | int] | tuple[float | int, ...] = (4.0, 2.0, 1.0, 0.5)
+    channels: int = 256
+    anchor_scale: float | int = 8.0
+    rpn_conv_layers: int = 2
+    rpn_positive_iou: float = 0.3
+    rpn_negative_iou: float = 0.1
+    rpn_samples: int = 256
+    rpn_background_fraction: float | int = 0.0
+    rpn_nms_threshold: float | int = 0.7
+    num_proposals: int = 1000
+    box_pool_size: int = 7
+    box_conv_layers: int = 4
+    box_hidden_size: int = 1024
+    box_coder_weights: list[float | int] | tuple[float | int, ...] = (10.0, 10.0, 5.0, 5.0)
+    box_samples: int = 512
+    box_positive_fraction: float = 0.25
+    box_positive_iou: float = 0.5
+    background_weight: float | int = 0.9
+    temperature: float = 0.01
+    image_text_pool_size: int = 14
+    image_text_temperature: float | None = 0.01
+    base_exponent: float | int = 0.35
+    novel_exponent: float | int = 0.65
+    objectness_exponent: float | int = 3.0
+    nms_threshold: float = 0.5
+    max_detections: int = 300
+    use_mask_head: bool = False
+    mask_pool_size: int = 14
+    mask_conv_layers: int = 4
+
+    def __post_init__(self, **kwargs):
+        self.pyramid_scales = [float(scale) for scale in self.pyramid_scales]
+        self.box_coder_weights = [float(weight) for weight in self.box_coder_weights]
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Check sizes, shares and exponents."""
+        check_positive(
+            self, "image_size", "num_global_layers", "channels", "rpn_samples", "num_proposals", "box_samples"
+        )
+        check_positive(self, "box_pool_size", "box_hidden_size", "image_text_pool_size", "max_detections")
+        logs = [math.log2(scale) if scale > 0 else math.nan for scale in self.pyramid_scales]
+        if not logs or any(log != int(log) if math.isfinite(log) else True for log in logs):
+            raise ValueError(f"`pyramid_scales` must be powers of two, got {self.pyramid_scales}.")
+        if any(second != first - 1 for first, second in itertools.pairwise(logs)):
+            raise ValueError(f"`pyramid_scales` must halve from one to the next, got {self.pyramid_scales}.")
+        for name in ("base_exponent", "novel_exponent", "rpn_background_fraction", "box_positive_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        for name in ("temperature", "image_text_temperature"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        if len(self.box_coder_weights) != 4 or min(self.box_coder_weights) <= 0:
+            raise ValueError(f"`box_coder_weights` must be four positive numbers, got {self.box_coder_weights}.")
+
+
+@strict
 class MammutConfig(PreTrainedConfig):
-    r"""Configuration of [`MammutModel`] and [`MammutForConditionalGeneration`].
+    r"""Configuration of [`MammutModel`], [`MammutForConditionalGeneration`] and [`MammutForObjectDetection`].
 
     Args:
         vision_config (`MammutVisionConfig` or `dict`, *optional*): The image side.
         text_config (`MammutTextConfig` or `dict`, *optional*): The text side.
+        detection_config (`MammutDetectionConfig` or `dict`, *optional*): The parts of a detector. Only a detector has them.
         shared_image_projection (`bool`, defaults to `True`):
             One linear layer brings both the image embedding and the decoder's image tokens to the text width (section
             3.1); LAION has two.
@@ -243,11 +352,16 @@ class MammutConfig(PreTrainedConfig):
     """
 
     model_type = "mammut"
-    sub_configs_defaults = {"vision_config": MammutVisionConfig, "text_config": MammutTextConfig}  # noqa: RUF012
+    sub_configs_defaults = {  # noqa: RUF012
+        "vision_config": MammutVisionConfig,
+        "text_config": MammutTextConfig,
+        "detection_config": SubConfigSpec(MammutDetectionConfig, optional=True),
+    }
     base_model_fsdp_plan = None
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
+    detection_config: dict | PreTrainedConfig | None = None
     shared_image_projection: bool = True
     contrastive_loss_type: Literal["focal", "softmax"] = "focal"
     focal_gamma: float | int = 1.0
@@ -379,4 +493,11 @@ MAMMUT_PRESETS: dict[str, dict] = {
 }
 
 
-__all__ = ["MAMMUT_PRESETS", "TUBEVIT_TUBES", "MammutConfig", "MammutTextConfig", "MammutVisionConfig"]
+__all__ = [
+    "MAMMUT_PRESETS",
+    "TUBEVIT_TUBES",
+    "MammutConfig",
+    "MammutDetectionConfig",
+    "MammutTextConfig",
+    "MammutVisionConfig",
+]

@@ -3,11 +3,14 @@
 Loaded with `trust_remote_code=True`, such a checkpoint needs no installed package but transformers.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import transformers
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.models.auto import modeling_auto
 
 
@@ -23,6 +26,12 @@ def auto_classes_of(config_class: type[PreTrainedConfig]) -> dict[str, type]:
 
 def _reference(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+
+
+def _travelling_modules(model_class: type) -> set[str]:
+    """Names of the files that `save_pretrained` copies: that of the class, and all it imports."""
+    file = sys.modules[model_class.__module__].__file__
+    return {Path(name).stem for name in (file, *get_relative_import_files(file))}
 
 
 def _custom_pipelines(model) -> dict[str, dict]:
@@ -61,6 +70,9 @@ def _declared_code(model) -> Iterator[None]:
     # "someone/repository--module.Class" would need that repository for ever
     auto_map = {key: value.rpartition("--")[2] for key, value in (getattr(config, "auto_map", None) or {}).items()}
     auto_map |= {name: _reference(cls) for name, cls in auto_classes_of(config_class).items()}
+    # A detector needs more files than the model within it, which names only classes that come along
+    modules = _travelling_modules(model_class)
+    auto_map = {name: reference for name, reference in auto_map.items() if reference.partition(".")[0] in modules}
     if not auto_map and all(cls.__module__.startswith("transformers_modules.") for cls in (config_class, model_class)):
         # a tower of a model that was loaded through the code of a repository
         auto_map = {"AutoModel": _reference(model_class)}

@@ -14,6 +14,13 @@ def flatten(images):
         yield images
 
 
+def height_and_width(image) -> tuple[int, int]:
+    """Of a PIL image, or of an array with three channels in front or behind."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return tuple(image.shape[1:] if image.shape[0] == 3 else image.shape[:2])
+
+
 def check_images(images, name: str = "images") -> None:
     """Refuse images that no model here can read, by position, before anything is computed.
 
@@ -30,18 +37,16 @@ def check_images(images, name: str = "images") -> None:
     if not images:
         raise ValueError(f"`{name}` is empty; expected at least one image.")
     for index, image in enumerate(images):
-        if isinstance(image, Image.Image):
-            size = image.size
-        else:
+        if not isinstance(image, Image.Image):
             shape = tuple(image.shape)
             if len(shape) != 3 or 3 not in (shape[0], shape[-1]):
                 raise ValueError(
                     f"`{name}[{index}]` has shape {shape}; expected three channels, as (3, height, width) or "
                     "(height, width, 3). Convert it to RGB first."
                 )
-            size = shape[1:] if shape[0] == 3 else shape[:2]
+        size = image.size if isinstance(image, Image.Image) else height_and_width(image)
         if 0 in size:
-            raise ValueError(f"`{name}[{index}]` has size {tuple(size)}; expected at least one pixel each way.")
+            raise ValueError(f"`{name}[{index}]` has size {size}; expected at least one pixel each way.")
 
 
 def check_text(text, tokenizer, **kwargs) -> None:
@@ -65,4 +70,4 @@ def check_text(text, tokenizer, **kwargs) -> None:
             )
 
 
-__all__ = ["check_images", "check_text", "flatten"]
+__all__ = ["check_images", "check_text", "flatten", "height_and_width"]

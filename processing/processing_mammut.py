@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 
-from .checks import check_images, check_text
+from .checks import check_images, check_text, flatten, height_and_width
+from .detection_inputs import class_texts, detection_labels, select_detections
 from .self_contained_processor import SelfContainedProcessor
 from .video_frames import read_frames, split_clips
 
@@ -21,14 +22,20 @@ class MammutProcessor(SelfContainedProcessor):
       `input_ids.shape[1]` tokens.
     - `questions` and `answers`: `BOS template answer EOS`, padded on the right, with `labels` that supervise the answer
       (and EOS) alone.
+    - `text` as one list of classes per image: classes for the detector, all images after one another; with `annotations`, its
+      `labels` too.
     - `videos`: frames pass through the image processor one by one, so a clip looks to the model as its pictures would.
 
     Args:
-        image_processor (`CLIPImageProcessor`): Resizes, crops and normalises.
+        image_processor (`CLIPImageProcessor`): Resizes, crops and normalises. That of a detector (`Owlv2ImageProcessor`) pads to
+            a square instead.
         tokenizer (`PreTrainedTokenizerBase`): Any tokenizer with a padding token, that adds BOS and EOS.
         num_frames (`int`, *optional*, defaults to 32): Frames to sample from every clip; all of them if `None`.
         fps (`float`, *optional*): Sample a file at this rate instead of uniformly.
         question_template (`str`): How a question becomes a prompt.
+        class_templates (`list[str]`): What is asked of a class, with `{}` for its name; the embeddings of several are averaged.
+        base_classes (`list[str]`, *optional*): Classes that a detector had boxes of in training; it trusts its own score of
+            these more.
     """
 
     text_kwargs = {"padding": "max_length"}  # noqa: RUF012
@@ -40,13 +47,19 @@ class MammutProcessor(SelfContainedProcessor):
         num_frames: int | None = 32,
         fps: float | None = None,
         question_template: str = QUESTION_TEMPLATE,
+        class_templates: list[str] | tuple[str, ...] = ("{}",),
+        base_classes: list[str] | None = None,
         **kwargs,
     ):
         if "{question}" not in question_template:
             raise ValueError(f"`question_template` must contain {{question}}, got {question_template!r}.")
+        if not class_templates or any("{}" not in template for template in class_templates):
+            raise ValueError(f"`class_templates` must be at least one text with {{}}, got {class_templates!r}.")
         self.num_frames = num_frames
         self.fps = fps
         self.question_template = question_template
+        self.class_templates = list(class_templates)
+        self.base_classes = base_classes
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(
@@ -56,6 +69,7 @@ class MammutProcessor(SelfContainedProcessor):
         videos=None,
         questions: str | list[str] | None = None,
         answers: str | list[str] | None = None,
+        annotations: dict | list[dict] | None = None,
         num_frames: int | None = None,
         fps: float | None = None,
         **kwargs,
@@ -64,15 +78,18 @@ class MammutProcessor(SelfContainedProcessor):
 
         Args:
             images: PIL images, arrays or tensors with three channels, one or many.
-            text (`str` or `list[str]`): Captions or caption prompts.
+            text (`str`, `list[str]` or `list[list[str]]`): Captions or caption prompts; or the classes of every image.
             videos: One clip or a list: paths, lists of frames, or arrays `(frames, 3, height, width)`.
             questions (`str` or `list[str]`): Instead of `text`: one per image or clip.
             answers (`str` or `list[str]`): One per question, for training.
+            annotations (`dict` or `list[dict]`): Objects of every image in COCO's form, for training a detector: `annotations`
+                with `bbox` (left, top, width, height in pixels) and `category_id` (index of a class).
             num_frames (`int`, *optional*), fps (`float`, *optional*): Instead of the processor's own.
             kwargs: As for any processor: `return_tensors`, `padding`, `truncation` (of `text`), ...
 
         Returns:
-            [`BatchFeature`] with `pixel_values` or `pixel_values_videos`, `input_ids`, `attention_mask`, `labels`.
+            [`BatchFeature`] with `pixel_values` or `pixel_values_videos`, `input_ids`, `attention_mask`, `labels`; for classes
+            also `is_base`, of shape `(images, classes)`, where the processor has `base_classes`.
 
         Raises:
             ValueError: If arguments exclude one another, differ in number, or hold what cannot be read.
@@ -85,8 +102,17 @@ class MammutProcessor(SelfContainedProcessor):
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
         if answers is not None and questions is None:
             raise ValueError("`answers` need `questions`.")
+        if annotations is not None and images is None:
+            raise ValueError("`annotations` need `images`.")
         data: dict = {}
-        if images is not None or text is not None or (videos is None and questions is None):
+        if isinstance(text, (list, tuple)) and text and not isinstance(text[0], str):
+            data |= self._tokenize_classes(text, images, kwargs.get("padding", "longest"))
+            text = None
+        if annotations is not None:
+            sizes = [height_and_width(image) for image in flatten(images)]
+            entries = [annotations] if isinstance(annotations, dict) else list(annotations)
+            data["labels"] = detection_labels(entries, sizes, self.image_processor.size["height"])
+        if images is not None or text is not None or (videos is None and questions is None and not data):
             data |= super().__call__(images=images, text=text, **kwargs)
         tensors = kwargs.get("return_tensors")
         if videos is not None:
@@ -95,7 +121,57 @@ class MammutProcessor(SelfContainedProcessor):
             )
         if questions is not None:
             data |= self._tokenize_questions(questions, answers, kwargs.get("padding", "longest"))
-        return BatchFeature(data, tensor_type=tensors)
+        labels = data.pop("labels") if annotations is not None else None
+        batch = BatchFeature(data, tensor_type=tensors)
+        if labels is not None:
+            batch["labels"] = labels
+        return batch
+
+    def _tokenize_classes(self, text, images, padding) -> dict:
+        if images is not None and len(text) != len(list(flatten(images))):
+            raise ValueError(
+                f"`text` must list classes for every image, got {len(text)} lists for {len(list(flatten(images)))} images."
+            )
+        texts, count = class_texts(text, self.class_templates)
+        check_text(texts, self.tokenizer)
+        data = self.tokenizer(texts, padding="longest" if padding is True else padding, return_tensors="pt")
+        num_templates = len(self.class_templates)
+        if num_templates > 1:
+            data = {name: value.unflatten(0, (-1, num_templates)) for name, value in data.items()}
+        classes = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
+        if self.base_classes is not None:
+            known = set(self.base_classes)
+            rows = [[name in known for name in names] + [False] * (count - len(names)) for names in text]
+            classes["is_base"] = torch.tensor(rows)
+        return classes
+
+    def post_process_grounded_object_detection(
+        self,
+        outputs,
+        threshold: float = 0.1,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        text_labels: list[list[str]] | None = None,
+        top_k: int = 300,
+    ) -> list[dict]:
+        """Objects of every image.
+
+        Args:
+            outputs (`MammutObjectDetectionOutput`): Of [`MammutForObjectDetection`].
+            threshold (`float`): Least score.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(images, 2)`, *optional*):
+                Height and width of the images before the processor, in pixels. Default: boxes stay shares of the longer side.
+            text_labels (`list[list[str]]`, *optional*): The classes of every image.
+            top_k (`int`): Most objects per image.
+
+        Returns:
+            `list[dict]`: `scores` `(objects,)`, the best first; `labels` `(objects,)`, indices of classes; `boxes`
+            `(objects, 4)`, left, top, right, bottom in pixels of the image; `text_labels`, names; of a model with a mask head
+            `masks` `(objects, size, size)`, probabilities within the box. A box may have several classes.
+
+        Raises:
+            ValueError: If `target_sizes` or `text_labels` do not fit the outputs.
+        """
+        return select_detections(outputs, threshold, target_sizes, text_labels, top_k)
 
     def validate_inputs(self, images=None, text=None, **kwargs) -> None:
         super().validate_inputs(images=images, text=text, **kwargs)

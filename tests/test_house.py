@@ -18,12 +18,17 @@ SCRIPTS = [
     if "__main__" in path.read_text(encoding="utf-8")
 ]
 TRAVELLING = sorted(path for folder in ("modeling", "processing") for path in (ROOT / folder).glob("*.py"))
-ALLOWED = {"torch", "transformers", "huggingface_hub", "PIL"} | sys.stdlib_module_names
+# What transformers itself needs; anything else must be optional, in a `try`.
+ALLOWED = {"torch", "transformers", "huggingface_hub", "PIL", "numpy"} | sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.name)
 def test_travelling_files_import_siblings_transformers_and_torch_only(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    optional = {id(node) for attempt in ast.walk(tree) if isinstance(attempt, ast.Try) for node in attempt.body}
+    for node in ast.walk(tree):
+        if id(node) in optional:
+            continue
         if isinstance(node, ast.Import):
             assert {alias.name.split(".")[0] for alias in node.names} <= ALLOWED
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -46,11 +51,14 @@ def test_models_do_not_import_one_another():
     for path in TRAVELLING:
         if path.name.startswith("modeling_"):
             source = path.read_text(encoding="utf-8")
-            family = path.stem.removeprefix("modeling_")
+            # A detector is built on the model of its family
+            family = next(
+                name for name in ("grr_coca", "mammut", "vw_lmm") if path.stem.startswith(f"modeling_{name}")
+            )
             modules = {
                 node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.level
             }
-            assert not {module for module in modules if module.startswith("modeling_")}
+            assert {module for module in modules if module.startswith("modeling_")} <= {f"modeling_{family}"}
             assert {module for module in modules if module.startswith("configuration_")} == {f"configuration_{family}"}
 
 

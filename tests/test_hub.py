@@ -191,6 +191,7 @@ def test_a_stranger_loads_every_class_through_every_auto_class(tmp_path, monkeyp
     processor.save_pretrained(tmp_path / "repo")
     config = json.loads((tmp_path / "repo" / "config.json").read_text())
     classes = auto_classes_of(type(model.config))
+    classes.pop("AutoModelForZeroShotObjectDetection", None)  # code and weights of its own: test_detection.py
     assert config["auto_map"].keys() == {"AutoConfig", *classes}
     for cls in (type(model), type(model.config), type(processor)):
         assert cls._auto_class is None  # saving leaves no trace

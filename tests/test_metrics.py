@@ -1,5 +1,6 @@
 """Metrics against independent implementations. (VQA accuracy: test_questions.py.)"""
 
+import importlib.util
 import random
 from pathlib import Path
 
@@ -8,14 +9,20 @@ import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider_scorer import CiderScorer
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from triptych.metrics import caption_scores
 from triptych.metrics.caption_scores import CaptionScores, words_of
+from triptych.metrics.detection_average_precision import DetectionAveragePrecision
 from triptych.metrics.retrieval_recall import RetrievalRecall
 from triptych.metrics.yes_no_f1 import YesNoF1, means_yes
 
 
+needs_evaluator = pytest.mark.skipif(
+    importlib.util.find_spec("faster_coco_eval") is None, reason="faster-coco-eval is not there"
+)
 FOLDER = Path(caption_scores.__file__).parent
 
 
@@ -109,3 +116,93 @@ def test_metrics_load_by_path_without_a_network(name, monkeypatch):
     metric = evaluate.load(str(FOLDER / f"{name}.py"))
     assert metric.description
     assert metric.citation
+
+
+def random_detections(seed: int, num_images: int = 12, num_classes: int = 5) -> tuple[list[dict], list[dict]]:
+    """Detections near the true boxes, beside them, and of wrong classes; some images show nothing, some objects are crowds."""
+    rng = np.random.default_rng(seed)
+    predictions, references = [], []
+    for _ in range(num_images):
+        corners = rng.uniform(0, 200, (rng.integers(0, 6), 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(8, 150, corners.shape)], axis=1)
+        labels = rng.integers(0, num_classes, len(boxes))
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        crowd = rng.random(len(boxes)) < 0.1
+        references.append(
+            {"boxes": boxes.tolist(), "labels": labels.tolist(), "areas": areas.tolist(), "is_crowd": crowd.tolist()}
+        )
+        found = np.concatenate([boxes + rng.normal(0, 5, boxes.shape), boxes + rng.normal(0, 30, boxes.shape)])
+        found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
+        own = np.concatenate([labels, np.where(rng.random(len(labels)) < 0.5, labels, (labels + 1) % num_classes)])
+        scores = rng.random(len(found))
+        predictions.append({"boxes": found.tolist(), "scores": scores.tolist(), "labels": own.tolist()})
+    return predictions, references
+
+
+@needs_evaluator
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_is_that_of_pycocotools(seed):
+    predictions, references = random_detections(seed)
+    groups = {"base": [0, 1, 2], "novel": [3, 4]}
+    found = DetectionAveragePrecision().compute(predictions=predictions, references=references, groups=groups)
+
+    truth, detections = COCO(), []
+    annotations = []
+    for image, (own, true) in enumerate(zip(predictions, references, strict=True), start=1):
+        for box, label, area, crowd in zip(
+            *(true[key] for key in ("boxes", "labels", "areas", "is_crowd")), strict=True
+        ):
+            left, top, right, bottom = box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": label,
+                    "area": area,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "iscrowd": int(crowd),
+                }
+            )
+        for (left, top, right, bottom), score, label in zip(own["boxes"], own["scores"], own["labels"], strict=True):
+            box = [left, top, right - left, bottom - top]
+            detections.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
+    images = [{"id": index + 1} for index in range(len(references))]
+    truth.dataset = {
+        "info": {}, "images": images, "annotations": annotations, "categories": [{"id": index} for index in range(5)],
+    }  # fmt: skip
+    truth.createIndex()
+    run = COCOeval(truth, truth.loadRes(detections), "bbox")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    for name, value in zip(("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"), run.stats[:6], strict=True):
+        assert found[name] == pytest.approx(value if value > -1 else float("nan"), abs=1e-6, nan_ok=True), name
+    precision = run.eval["precision"][..., 0, -1]  # (thresholds, recalls, classes)
+    for group, members in groups.items():
+        known = precision[:, :, members][precision[:, :, members] > -1]
+        assert found[f"ap_{group}"] == pytest.approx(known.mean(), abs=1e-6)
+
+
+@needs_evaluator
+def test_average_precision_at_its_ends_and_of_lvis():
+    box = [10.0, 10.0, 30.0, 30.0]
+    true = {"boxes": [box], "labels": [1], "areas": [400.0], "is_crowd": [False]}
+    right = {"boxes": [box], "scores": [0.5], "labels": [1]}
+    nothing = {"boxes": [], "scores": [], "labels": []}
+    empty = {"boxes": [], "labels": [], "areas": [], "is_crowd": []}
+    metric = DetectionAveragePrecision()
+    assert metric.compute(predictions=[right], references=[true])["ap"] == pytest.approx(1)
+    assert metric.compute(predictions=[nothing], references=[true])["ap"] == 0
+    assert np.isnan(metric.compute(predictions=[right], references=[empty], groups={"base": [1]})["ap_base"])
+    with pytest.raises(ValueError, match=r"predictions\[0\].*as many boxes as scores"):
+        metric.compute(predictions=[{**right, "scores": []}], references=[true])
+    # LVIS: a better score for a class that nobody looked for costs nothing, one for an absent class does
+    other = {"boxes": [box, box], "scores": [0.5, 0.9], "labels": [1, 2]}
+    second = {**true, "labels": [2]}
+    for negative, expected in (([], 1.0), ([2], 0.5)):
+        lists = {"not_exhaustive_labels": []}
+        references = [{**true, "negative_labels": negative, **lists}, {**second, "negative_labels": [], **lists}]
+        found = DetectionAveragePrecision("lvis").compute(
+            predictions=[other, {**right, "labels": [2]}], references=references, groups={"rare": [2]}
+        )
+        assert found["ap_rare"] == pytest.approx(expected, abs=1e-2)

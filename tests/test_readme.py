@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import triptych
 from tests.conftest import CAPTIONS, mammut_pair, run_card_snippet, tiny_mammut, tiny_mammut_processor
+from tests.test_detection import needs_torchvision, save_detector
 from tests.test_hub import CARD
 from tests.test_vw_lmm_training import write_towers
 from triptych import hub
@@ -61,12 +62,22 @@ def test_mammut_snippets_run_one_after_another(tmp_path, capsys):
     model.generation_config.max_new_tokens = 4
     repo = hub.save_repository(tmp_path / "repo", model, processor, CARD)
     document = (ROOT / "docs" / "mammut.md").read_text(encoding="utf-8")
-    code = snippets(document)
-    assert len(code) == document.count("```python") == 2
+    *code, _ = snippets(document)
+    assert len(code) + 1 == document.count("```python") == 3
     namespace: dict = {}
     for snippet in code:
         exec(re.sub(r'"outputs/[\w-]+"', repr(str(repo)), snippet), namespace)
     assert "which direction does it move? ['" in capsys.readouterr().out
+
+
+@needs_torchvision
+def test_the_detection_snippet_runs(tmp_path, capsys, monkeypatch):
+    save_detector(tmp_path / "repo")
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    code = snippets((ROOT / "docs" / "mammut.md").read_text(encoding="utf-8"))[-1]
+    exec(code.replace('"outputs/detection"', '"repo"').replace("threshold=0.3", "threshold=0.0"), {})
+    assert "red apple" in capsys.readouterr().out
 
 
 def test_readme_commands_name_real_flags_and_targets():

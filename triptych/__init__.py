@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForPreTraining,
     AutoModelForZeroShotImageClassification,
+    AutoModelForZeroShotObjectDetection,
     AutoProcessor,
 )
 
@@ -20,6 +21,7 @@ from triptych.modeling.configuration_grr_coca import (
 from triptych.modeling.configuration_mammut import (
     MAMMUT_PRESETS,
     MammutConfig,
+    MammutDetectionConfig,
     MammutTextConfig,
     MammutVisionConfig,
 )
@@ -36,6 +38,7 @@ from triptych.modeling.modeling_mammut import (
     MammutTextModel,
     MammutVisionModel,
 )
+from triptych.modeling.modeling_mammut_detection import MammutForObjectDetection
 from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM, VwLmmModel
 from triptych.pipelines import pipeline
 from triptych.processing.processing_grr_coca import GrrCocaProcessor
@@ -57,12 +60,14 @@ AutoModelForPreTraining.register(GrrCocaConfig, GrrCocaForConditionalGeneration,
 AutoProcessor.register(GrrCocaConfig, GrrCocaProcessor, exist_ok=True)
 
 AutoConfig.register("mammut", MammutConfig, exist_ok=True)
+AutoConfig.register("mammut_detection", MammutDetectionConfig, exist_ok=True)
 AutoConfig.register("mammut_text_model", MammutTextConfig, exist_ok=True)
 AutoConfig.register("mammut_vision_model", MammutVisionConfig, exist_ok=True)
 AutoModel.register(MammutConfig, MammutModel, exist_ok=True)
 AutoModel.register(MammutTextConfig, MammutTextModel, exist_ok=True)
 AutoModel.register(MammutVisionConfig, MammutVisionModel, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(MammutConfig, MammutModel, exist_ok=True)
+AutoModelForZeroShotObjectDetection.register(MammutConfig, MammutForObjectDetection, exist_ok=True)
 AutoModelForImageTextToText.register(MammutConfig, MammutForConditionalGeneration, exist_ok=True)
 AutoModelForPreTraining.register(MammutConfig, MammutForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(MammutConfig, MammutProcessor, exist_ok=True)
@@ -87,7 +92,9 @@ __all__ = [
     "GrrCocaVisionConfig",
     "GrrCocaVisionModel",
     "MammutConfig",
+    "MammutDetectionConfig",
     "MammutForConditionalGeneration",
+    "MammutForObjectDetection",
     "MammutModel",
     "MammutProcessor",
     "MammutTextConfig",

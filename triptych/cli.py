@@ -13,7 +13,13 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForZeroShotObjectDetection,
+    AutoProcessor,
+)
 
 import triptych  # noqa: F401  (registers the models)
 
@@ -21,7 +27,7 @@ import triptych  # noqa: F401  (registers the models)
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Caption, question and find images with Triptych models, and publish them.",
+    help="Caption, question and find images, and things in them, with Triptych models; publish and convert models.",
 )
 console = Console()
 
@@ -57,7 +63,7 @@ def _load(auto_class: Any, name: str) -> tuple:
     try:
         model = auto_class.from_pretrained(name)
         return model.to(device).eval(), AutoProcessor.from_pretrained(name)
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         _fail(f"Model {name!r} cannot be loaded: {error}")
 
 
@@ -161,6 +167,53 @@ def retrieve(
     for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         table.add_row(f"{score:.3f}", escape(str(paths[index])))
     console.print(table)
+
+
+@app.command()
+def detect(
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    model: ModelOption,
+    classes: Annotated[
+        str, typer.Option(help="What to look for: names with commas between them, or a file with one per line.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG to write. Default: by the image's name.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.3,
+    top: Annotated[int, typer.Option(min=1, help="Most objects.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Find objects of any classes, and draw boxes with names and scores."""
+    from triptych.detection import Detector, draw_detections
+
+    picture = _open(image)
+    source = Path(classes)
+    names = source.read_text(encoding="utf-8").splitlines() if source.is_file() else classes.split(",")
+    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not names:
+        _fail(f"`--classes` {classes!r} names nothing to look for.")
+    if output is not None and not output.parent.is_dir():
+        _fail(f"`--output` {output}: there is no folder {output.parent}.")
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        _fail(f"Model {model!r} cannot be loaded: {error}")
+    if getattr(config, "detection_config", None) is None:
+        _fail(f"Model {model!r} is no detector; examples/finetune_detection.py makes one of a mammut.")
+    finder, processor = _load(AutoModelForZeroShotObjectDetection, model)
+    try:
+        found = Detector(finder, processor)([picture], names, threshold, top)[0]
+    except ValueError as error:
+        _fail(str(error))
+    target = output or Path(f"{image.stem}-detections.png")
+    draw_detections(picture, found).save(target)
+    rows = list(zip(found["text_labels"], found["scores"].tolist(), found["boxes"].tolist(), strict=True))
+    if as_json:
+        _print_json([{"label": name, "score": score, "box": box} for name, score, box in rows])
+        return
+    for name, score, box in rows:
+        typer.echo(f"{name}\t{score:.3f}\t{' '.join(str(round(side)) for side in box)}")
+    typer.echo(target)
 
 
 @app.command(name="visual-words")

@@ -61,6 +61,12 @@ _SOURCES = {
 ```""",
 }
 
+_DETECTION_SOURCES = """\
+- F-VLM (Kuo et al. 2022, [arXiv 2209.15639](https://arxiv.org/abs/2209.15639)) and RO-ViT (Kim et al. 2023,
+  [arXiv 2305.07011](https://arxiv.org/abs/2305.07011)), for head and score fusion; ViTDet (Li et al. 2022,
+  [arXiv 2203.16527](https://arxiv.org/abs/2203.16527)); OLN (Kim et al. 2021, [arXiv 2108.06753](https://arxiv.org/abs/2108.06753)).
+"""
+
 _CHAT_USAGE = """\
 messages = [
     {{"role": "user", "content": [{{"type": "image", "path": "picture.png"}}, {{"type": "text", "text": {question}}}]}}
@@ -311,6 +317,74 @@ def visual_words_card(
     }
 
 
+_DETECTION_METRICS = """\
+Average precision of boxes as COCO reports it: `ap` is the mean over IoU 0.50 to 0.95, `ap50` at 0.50. Base classes had boxes in training,
+novel ones had none. `_without_fusion` is the detector's own opinion of the same regions, without the image-text scores."""
+
+
+def detection_card(
+    model: PreTrainedModel,
+    metrics: dict[str, float],
+    arguments: dict[str, Any],
+    num_classes: dict[str, int],
+    state: TrainingState,
+    seconds: float,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Fields of the card template for a run of `examples/finetune_detection.py`."""
+    dataset = arguments["dataset"]
+    is_default = dataset == "emoji-scenes"
+    name = Path(arguments["output_dir"]).resolve().name
+    source = "random weights" if arguments["random_weights"] else arguments["model_name_or_path"]
+    data_license = openmoji.LICENSE if is_default else arguments["dataset_license"]
+    license_id, origin_licence = combined_license(data_license, arguments["model_name_or_path"])
+    backbone = arguments["backbone_learning_rate"]
+    classes = ", ".join(f"{count} {group}" for group, count in num_classes.items()) or "all base"
+    return {
+        "name": name,
+        "repo": name,
+        "license": license_id,
+        "language": "en" if is_default else None,
+        "pipeline_tag": "zero-shot-object-detection",
+        "tags": ["object-detection", "open-vocabulary"],
+        "dataset_ids": None if is_default or Path(dataset).exists() else [dataset],
+        "summary": (
+            f"An open-vocabulary detector: MaMMUT ({model.num_parameters() / 1e6:.1f} M parameters, from {source}) with a feature "
+            f"pyramid and detection heads, trained on the boxes of {dataset}. Any words are classes."
+        ),
+        "is_detector": True,
+        "command": training_command(),
+        "training": {
+            "data": f"{dataset}, training split; classes: {classes}",
+            "epochs and batch": (
+                f"{arguments['num_epochs']} epochs ({state.step} steps), batch "
+                f"{arguments['batch_size'] * accelerator.num_processes}"
+            ),
+            "optimiser": (
+                f"AdamW, peak learning rate {arguments['learning_rate']:g} (heads), "
+                f"{f'{backbone:g} (ViT)' if backbone else 'ViT frozen'}, text side frozen, weight decay "
+                f"{arguments['weight_decay']:g}, cosine schedule"
+            ),
+            "loss": "centerness, proposal box, classification, box"
+            + (", mask" if model.mask_head is not None else ""),
+            "precision": accelerator.mixed_precision,
+            "seed": arguments["seed"],
+            "time": f"{seconds / 60:.1f} min on {describe_machine()}",
+        },
+        "evaluation_data": f"the held-out split of {dataset}",
+        "metrics": metrics,
+        "metrics_note": _DETECTION_METRICS,
+        "data_statement": (
+            f"Drawings: OpenMoji ({openmoji.SOURCE_URL}). {openmoji.ATTRIBUTION}."
+            if is_default
+            else f"Trained on {dataset}; licence of the data: {data_license}."
+        )
+        + origin_licence,
+        "limits": "Knows nothing but pictures like those of its data.",
+        "sources": _DETECTION_SOURCES + _SOURCES[model.config.model_type],
+    }
+
+
 def adapter_card(
     arguments: dict[str, Any],
     training_args: TrainingArguments,
@@ -369,6 +443,7 @@ def adapter_card(
 __all__ = [
     "adapter_card",
     "combined_license",
+    "detection_card",
     "pretraining_card",
     "question_card",
     "training_command",

@@ -1,0 +1,155 @@
+"""Average precision of detections as COCO and LVIS report it, also for groups of classes such as base and novel ones."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+
+_DESCRIPTION = """\
+COCO's average precision of boxes (Lin et al. 2014, arXiv 1405.0312) by faster-coco-eval, a fast equal of pycocotools, and its mean over
+groups of classes: base and novel ones, or LVIS's rare, common and frequent ones (Gupta et al. 2019, arXiv 1908.03195). A class without
+an object in the references counts nowhere.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (`list[dict]`): One per image: `boxes` (left, top, right, bottom in pixels), `scores`, `labels` (indices of classes).
+    references (`list[dict]`): One per image: `boxes`, `labels`, `areas` (in pixels, for the sizes) and `is_crowd` (objects that a
+        detection may match without gain or loss). With the configuration "lvis" also `negative_labels` (classes that were looked for
+        and not found) and `not_exhaustive_labels` (classes of which objects may be missing).
+    groups (`dict[str, list[int]]`, *optional*): Classes of every group.
+    max_detections (`int`): Best detections per image that count; LVIS takes 300.
+
+Returns:
+    `ap` (mean over IoU 0.50 to 0.95), `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and for every group `ap_<group>` and
+    `ap50_<group>`, between 0 and 1; NaN where no class has an object.
+"""
+
+_CITATION = """@inproceedings{coco, title={Microsoft COCO: Common Objects in Context}, booktitle={ECCV}, year={2014}, author={Lin,
+Tsung-Yi and Maire, Michael and Belongie, Serge and Hays, James and Perona, Pietro and Ramanan, Deva and Doll{\\'a}r, Piotr and Zitnick,
+C. Lawrence}}"""
+
+
+def _coco(predictions: list[dict], references: list[dict], is_lvis: bool) -> tuple[dict[str, Any], list[dict]]:
+    """Annotations and detections in COCO's own form; ids count from 1."""
+    labels = {int(label) for row in references for label in row["labels"]}
+    if is_lvis:
+        labels |= {int(label) for row in references for label in row["negative_labels"]}
+    images: list[dict] = []
+    annotations: list[dict] = []
+    detections: list[dict] = []
+    for index, (found, true) in enumerate(zip(predictions, references, strict=True), start=1):
+        image: dict[str, Any] = {"id": index, "width": 1, "height": 1}
+        if is_lvis:
+            image["neg_category_ids"] = [int(label) + 1 for label in true["negative_labels"]]
+            image["not_exhaustive_category_ids"] = [int(label) + 1 for label in true["not_exhaustive_labels"]]
+        images.append(image)
+        if len({len(found[name]) for name in ("boxes", "scores", "labels")}) > 1:
+            raise ValueError(f"`predictions[{index - 1}]` must have as many boxes as scores and labels.")
+        if len({len(true[name]) for name in ("boxes", "labels", "areas", "is_crowd")}) > 1:
+            raise ValueError(f"`references[{index - 1}]` must have as many boxes as labels, areas and is_crowd.")
+        for box, label, area, is_crowd in zip(
+            true["boxes"], true["labels"], true["areas"], true["is_crowd"], strict=True
+        ):
+            left, top, right, bottom = (float(side) for side in box)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index,
+                    "category_id": int(label) + 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": float(area),
+                    "iscrowd": int(is_crowd),
+                }
+            )
+        for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
+            left, top, right, bottom = (float(side) for side in box)
+            detections.append(
+                {
+                    "image_id": index,
+                    "category_id": int(label) + 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "score": float(score),
+                }
+            )
+            if not is_lvis:
+                labels.add(int(label))
+    # faster-coco-eval groups LVIS classes by this field; the groups here are the caller's
+    categories = [{"id": label + 1, "name": str(label), "frequency": "f"} for label in sorted(labels)]
+    detections = [row for row in detections if row["category_id"] - 1 in labels]
+    return {"images": images, "annotations": annotations, "categories": categories, "info": {}}, detections
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else float("nan")
+
+
+class DetectionAveragePrecision(evaluate.Metric):
+    """See the description of the module."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        if self.config_name not in ("default", "lvis"):
+            raise ValueError(f'`config_name` must be "default" or "lvis", got {self.config_name!r}.')
+        boxes = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
+        whole, real = datasets.Sequence(datasets.Value("int64")), datasets.Sequence(datasets.Value("float32"))
+        references = {
+            "boxes": boxes,
+            "labels": whole,
+            "areas": real,
+            "is_crowd": datasets.Sequence(datasets.Value("bool")),
+        }
+        if self.config_name == "lvis":
+            references |= {"negative_labels": whole, "not_exhaustive_labels": whole}
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {"predictions": {"boxes": boxes, "scores": real, "labels": whole}, "references": references}
+            ),
+            reference_urls=["https://cocodataset.org/#detection-eval", "https://www.lvisdataset.org/"],
+        )
+
+    def _compute(
+        self,
+        predictions: list[dict],
+        references: list[dict],
+        groups: dict[str, list[int]] | None = None,
+        max_detections: int = 100,
+    ) -> dict[str, float]:
+        try:
+            from faster_coco_eval import COCO, COCOeval_faster
+        except ImportError as error:
+            raise ImportError(
+                "Average precision needs faster-coco-eval: pip install 'triptych[detection]'."
+            ) from error
+
+        truth, detections = _coco(predictions, references, self.config_name == "lvis")
+        names: tuple[str, ...] = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+        names += tuple(f"{kind}_{group}" for group in groups or {} for kind in ("ap", "ap50"))
+        if not truth["annotations"]:
+            return dict.fromkeys(names, float("nan"))
+        labels = [int(category["id"]) - 1 for category in truth["categories"]]
+        gold = COCO(truth)
+        # Without any detection the precision is 0 for every class that has an object.
+        found = gold.loadRes(detections) if detections else COCO({**truth, "annotations": []})
+        run = COCOeval_faster(gold, found, iouType="bbox", lvis_style=self.config_name == "lvis")
+        run.params.maxDets = [max_detections]
+        run.evaluate()
+        run.accumulate()
+        precision = run.eval["precision"][..., -1]  # (thresholds, recalls, classes, sizes)
+        results = {
+            "ap": _mean(precision[:, :, :, 0]),
+            "ap50": _mean(precision[0, :, :, 0]),
+            "ap75": _mean(precision[5, :, :, 0]),
+        }
+        for index, size in enumerate(("small", "medium", "large"), start=1):
+            results[f"ap_{size}"] = _mean(precision[:, :, :, index])
+        for group, classes in (groups or {}).items():
+            columns = np.isin(labels, list(classes))
+            results[f"ap_{group}"] = _mean(precision[:, :, columns, 0])
+            results[f"ap50_{group}"] = _mean(precision[0, :, columns, 0])
+        return results

@@ -1,0 +1,354 @@
+"""Images with boxes from any source, as the detector wants them: COCO and LVIS files, and data sets with an `objects` column."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import DatasetDict, Features, List, Value, load_dataset
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from triptych.training.data import decode_image
+from triptych.training.emoji_scenes import load_emoji_scenes, scene_concepts
+
+
+_LEAST_VISIBLE = 0.2  # of an object's box, or a crop shows nobody what it is
+_FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+
+
+class DetectionData:
+    """Splits with images and objects, and what their classes are called.
+
+    Args:
+        splits (`DatasetDict`): `train` and `test`, with columns `image` and `objects`: `bbox` (left, top, width, height in
+            pixels), `category`, and optionally `area`, `iscrowd` and `segmentation`; optionally `negative` and `not_exhaustive`
+            (LVIS).
+        categories (`list[str]`): Name of every class, as it is shown to the model.
+        groups (`dict[str, list[int]]`): Classes whose average precision is reported: `base` and `novel`, LVIS's `rare`, `common`
+            and `frequent`.
+    """
+
+    def __init__(self, splits: DatasetDict, categories: list[str], groups: dict[str, list[int]]):
+        self.splits, self.categories, self.groups = splits, categories, groups
+
+    @property
+    def base(self) -> list[int]:
+        """Classes with boxes in training."""
+        return self.groups.get("base", list(range(len(self.categories))))
+
+
+def _coco_rows(annotations: dict[str, Any], folder: str, category_index: dict[int, int]) -> Iterator[dict[str, Any]]:
+    objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in annotations["images"]}
+    for entry in annotations["annotations"]:
+        objects[entry["image_id"]].append(entry)
+    for image in annotations["images"]:
+        # LVIS names no file but a URL, whose last two parts are COCO's folder and file
+        name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
+        path = Path(folder) / name
+        if not path.exists():
+            path = Path(folder) / Path(name).name
+        entries = [entry for entry in objects[image["id"]] if min(entry["bbox"][2:]) > 0]
+        yield {
+            "image": {"path": str(path), "bytes": None},
+            "objects": {
+                "bbox": [entry["bbox"] for entry in entries],
+                "category": [category_index[entry["category_id"]] for entry in entries],
+                "area": [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries],
+                "iscrowd": [bool(entry.get("iscrowd", 0)) for entry in entries],
+                "segmentation": [json.dumps(entry.get("segmentation", [])) for entry in entries],
+            },
+            "negative": [category_index[each] for each in image.get("neg_category_ids", [])],
+            "not_exhaustive": [category_index[each] for each in image.get("not_exhaustive_category_ids", [])],
+        }
+
+
+def _load_coco(train: str, test: str, folder: str) -> DetectionData:
+    """Two files in COCO's or LVIS's form; their classes are those of the test file."""
+    found = {}
+    for split, path in (("train", train), ("test", test)):
+        try:
+            found[split] = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"Annotations {path} cannot be read: {error}") from error
+        missing = {"images", "annotations", "categories"} - found[split].keys()
+        if missing:
+            raise ValueError(f"Annotations {path} lack {', '.join(sorted(missing))}: expected COCO's or LVIS's form.")
+    categories = sorted(found["test"]["categories"], key=lambda category: category["id"])
+    index = {category["id"]: position for position, category in enumerate(categories)}
+    unknown = {entry["category_id"] for split in found.values() for entry in split["annotations"]} - index.keys()
+    if unknown:
+        raise ValueError(f"Annotations name categories that {test} does not list: {sorted(unknown)[:5]}.")
+    features = Features(
+        {
+            "image": datasets.Image(),
+            "objects": {
+                "bbox": List(List(Value("float32"), length=4)),
+                "category": List(Value("int64")),
+                "area": List(Value("float32")),
+                "iscrowd": List(Value("bool")),
+                "segmentation": List(Value("string")),
+            },
+            "negative": List(Value("int64")),
+            "not_exhaustive": List(Value("int64")),
+        }
+    )
+    splits = {
+        split: datasets.Dataset.from_list(list(_coco_rows(content, folder, index)), features=features)
+        for split, content in found.items()
+    }
+    groups: dict[str, list[int]] = {}
+    for position, category in enumerate(categories):
+        if "frequency" in category:
+            groups.setdefault(_FREQUENCIES[category["frequency"]], []).append(position)
+    names = [category["name"].replace("_", " ") for category in categories]  # LVIS: "baseball_bat"
+    return DetectionData(DatasetDict(splits), names, groups)
+
+
+def _load_objects(name: str, config_name: str | None, eval_split: str) -> DetectionData:
+    path = Path(name)
+    data = load_dataset("imagefolder", data_dir=name) if path.is_dir() else load_dataset(name, config_name)
+    for split in ("train", eval_split):
+        if split not in data:
+            raise ValueError(f"Data set {name!r} has no split {split!r}, only {sorted(data)}.")
+    features = data["train"].features
+    objects = features.get("objects")
+    objects = getattr(objects, "feature", objects)  # a list of dicts reads like a dict of lists
+    if "image" not in features or not isinstance(objects, dict) or not {"bbox", "category"} <= objects.keys():
+        raise ValueError(
+            f"Data set {name!r} needs the columns `image` and `objects` (with `bbox` and `category`), it has "
+            f"{', '.join(features)}."
+        )
+    label: Any = getattr(objects["category"], "feature", objects["category"])
+    if isinstance(label, datasets.ClassLabel):
+        categories = list(label.names)
+    elif label.dtype == "string":
+        rows = (row for split in data.values() for entry in split["objects"] for row in entry["category"])
+        categories = sorted(set(rows))
+    else:
+        raise ValueError(
+            f"`objects.category` of {name!r} must be a ClassLabel or a name, got {label}: numbers alone do not say what things are."
+        )
+    return DetectionData(DatasetDict(train=data["train"], test=data[eval_split]), categories, {})
+
+
+def load_detection(
+    name: str,
+    config_name: str | None = None,
+    eval_split: str = "test",
+    train_annotations: str | None = None,
+    eval_annotations: str | None = None,
+    novel_classes: Sequence[str] | None = None,
+    image_size: int = 288,
+    num_scenes: int = 6000,
+) -> DetectionData:
+    """Load images with boxes.
+
+    Args:
+        name (`str`): `"emoji-scenes"` (built from installed packages); with annotations the folder of the images; otherwise a folder
+            with `metadata.jsonl`, or a data set on the Hub, with the usual `objects` column.
+        config_name (`str`, *optional*): Configuration of a Hub data set.
+        eval_split (`str`): Split to evaluate on.
+        train_annotations, eval_annotations (`str`, *optional*): Files in COCO's or LVIS's form.
+        novel_classes (`Sequence[str]`, *optional*): Classes that lose their boxes in training. Default: the novel concepts of emoji
+            scenes, LVIS's rare classes, and none elsewhere.
+        image_size (`int`), num_scenes (`int`): Of emoji scenes.
+
+    Raises:
+        ValueError: If something is missing, or a novel class does not exist.
+    """
+    if (train_annotations is None) != (eval_annotations is None):
+        raise ValueError("`train_annotations` and `eval_annotations` need one another.")
+    if train_annotations is not None and eval_annotations is not None:
+        data = _load_coco(train_annotations, eval_annotations, name)
+        default = [data.categories[index] for index in data.groups.get("rare", [])]
+    elif name == "emoji-scenes":
+        concepts = scene_concepts()
+        names = concepts["base"] + concepts["novel"]
+        data = DetectionData(load_emoji_scenes(num_scenes, image_size=image_size), names, {})
+        default = concepts["novel"]
+    else:
+        data = _load_objects(name, config_name, eval_split)
+        default = []
+    novel = default if novel_classes is None else list(novel_classes)
+    unknown = sorted(set(novel) - set(data.categories))
+    if unknown:
+        raise ValueError(f"`novel_classes` are not classes of {name!r}: {', '.join(unknown[:5])}.")
+    if novel:
+        held_out = set(novel)
+        data.groups["base"] = [index for index, each in enumerate(data.categories) if each not in held_out]
+        data.groups["novel"] = [index for index, each in enumerate(data.categories) if each in held_out]
+        if not data.groups["base"]:
+            raise ValueError("`novel_classes` are all classes there are: nothing is left to train on.")
+    return data
+
+
+def _mask(segmentation: str, height: int, width: int) -> Image.Image:
+    from faster_coco_eval import mask as coco_mask
+
+    content = json.loads(segmentation)
+    if not content:
+        raise ValueError("A mask head needs `segmentation` of every object.")
+    runs = coco_mask.frPyObjects(content, height, width)
+    runs = coco_mask.merge(runs) if isinstance(content, list) else runs
+    return Image.fromarray(coco_mask.decode(runs) * 255)
+
+
+class DetectionDataset(Dataset):
+    """Rows with decoded image and objects in COCO's form, for the processor; augmented while training.
+
+    Large-scale jitter (arXiv 2012.07177): the image is scaled at random and a random window of it is kept, or it is padded.
+
+    Args:
+        data (`datasets.Dataset`): A split of [`DetectionData`].
+        categories (`list[str]`): Its classes.
+        classes (`list[int]`, *optional*): Classes to show, in the order of their new indices. Default: all.
+        image_size (`int`): Height and width of augmented images, in pixels.
+        scales (`tuple[float, float]`, *optional*): Range of the jitter, of the longer side relative to `image_size`. Default: the
+            image as it is, without flips.
+        with_masks (`bool`): Read segmentations.
+        seed (`int`): Seed of the augmentation, which depends on seed, epoch and row only.
+    """
+
+    def __init__(
+        self,
+        data: datasets.Dataset,
+        categories: list[str],
+        classes: list[int] | None = None,
+        image_size: int = 1024,
+        scales: tuple[float, float] | None = None,
+        with_masks: bool = False,
+        seed: int = 0,
+    ):
+        self.data = data.cast_column("image", datasets.Image(decode=False))
+        self.names = {name: index for index, name in enumerate(categories)}
+        kept = list(range(len(categories))) if classes is None else classes
+        self.index = {category: position for position, category in enumerate(kept)}
+        self.image_size, self.scales, self.with_masks, self.seed, self.epoch = image_size, scales, with_masks, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the augmentation; call it before iterating."""
+        self.epoch = epoch
+
+    def _objects(self, row: dict[str, Any], size: tuple[int, int]) -> list[dict[str, Any]]:
+        objects = row["objects"]
+        if isinstance(objects, list):
+            objects = {
+                key: [entry[key] for entry in objects] for key in (objects[0] if objects else ("bbox", "category"))
+            }
+        entries = []
+        for position, (bbox, category) in enumerate(zip(objects["bbox"], objects["category"], strict=True)):
+            category = self.names[category] if isinstance(category, str) else category
+            if category not in self.index:
+                continue
+            entry = {
+                "bbox": list(bbox),
+                "category_id": self.index[category],
+                "area": objects["area"][position] if "area" in objects else bbox[2] * bbox[3],
+                "iscrowd": bool(objects["iscrowd"][position]) if "iscrowd" in objects else False,
+            }
+            if self.with_masks:
+                if "segmentation" not in objects:
+                    raise ValueError(
+                        "A mask head needs `objects` with `segmentation`, which this data set does not have."
+                    )
+                entry["mask"] = _mask(objects["segmentation"][position], *size)
+            entries.append(entry)
+        return entries
+
+    def _augment(
+        self, image: Image.Image, entries: list[dict[str, Any]], rng: random.Random
+    ) -> tuple[Image.Image, list[dict[str, Any]]]:
+        size = self.image_size
+        low, high = self.scales or (1.0, 1.0)
+        factor = rng.uniform(low, high) * size / max(image.size)
+        width, height = (max(1, round(factor * side)) for side in image.size)
+        left, top = rng.randint(0, max(0, width - size)), rng.randint(0, max(0, height - size))
+        flip = rng.random() < 0.5
+
+        def place(picture: Image.Image, resample: Image.Resampling) -> Image.Image:
+            # Only the window is resized. What lies outside the picture is black, as the padding of the processor.
+            part = (left, top, min(left + size, width), min(top + size, height))
+            box = (
+                part[0] * picture.width / width,
+                part[1] * picture.height / height,
+                part[2] * picture.width / width,
+                part[3] * picture.height / height,
+            )
+            part_size = (part[2] - part[0], part[3] - part[1])
+            shown = picture.resize(part_size, resample, box=box, reducing_gap=2.0)
+            if flip:
+                shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            canvas = Image.new(picture.mode, (size, size))
+            canvas.paste(shown, (0, 0))
+            return canvas
+
+        shown_width, shown_height = min(size, width - left), min(size, height - top)
+        kept = []
+        for entry in entries:
+            x, y, box_width, box_height = (side * factor for side in entry["bbox"])
+            x0, x1 = (min(max(edge - left, 0), shown_width) for edge in (x, x + box_width))
+            y0, y1 = (min(max(edge - top, 0), shown_height) for edge in (y, y + box_height))
+            if (x1 - x0) * (y1 - y0) < _LEAST_VISIBLE * box_width * box_height or min(x1 - x0, y1 - y0) < 1:
+                continue
+            if flip:
+                x0, x1 = shown_width - x1, shown_width - x0
+            changed = {**entry, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            if "mask" in entry:
+                changed["mask"] = place(entry["mask"], Image.Resampling.NEAREST)
+            kept.append(changed)
+        return place(image, Image.Resampling.BILINEAR), kept
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.data[index]
+        image = decode_image(row["image"], index)
+        entries = self._objects(row, (image.height, image.width))
+        if self.scales is not None:
+            image, entries = self._augment(image, entries, random.Random(f"{self.seed}-{self.epoch}-{index}"))
+        item = {"image": image, "annotations": entries}
+        return item | {name: row[name] for name in ("negative", "not_exhaustive") if name in row}
+
+
+class DetectionCollator:
+    """Batch rows of [`DetectionDataset`] through the processor: `pixel_values` and `labels`.
+
+    Args:
+        processor (`ProcessorMixin`): Of the detector.
+    """
+
+    def __init__(self, processor: ProcessorMixin):
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.processor(
+            images=[row["image"] for row in rows],
+            annotations=[{"annotations": row["annotations"]} for row in rows],
+            return_tensors="pt",
+        )
+        return {"pixel_values": batch["pixel_values"], "labels": batch["labels"]}
+
+
+def reference_of(row: dict[str, Any]) -> dict[str, list]:
+    """What average precision compares detections of a row with."""
+    entries = row["annotations"]
+    boxes = [
+        [left, top, left + width, top + height] for left, top, width, height in (entry["bbox"] for entry in entries)
+    ]
+    reference: dict[str, list] = {
+        "boxes": boxes,
+        "labels": [entry["category_id"] for entry in entries],
+        "areas": [entry["area"] for entry in entries],
+        "is_crowd": [entry["iscrowd"] for entry in entries],
+    }
+    if "negative" in row:
+        reference |= {"negative_labels": row["negative"], "not_exhaustive_labels": row["not_exhaustive"]}
+    return reference
+
+
+__all__ = ["DetectionCollator", "DetectionData", "DetectionDataset", "load_detection", "reference_of"]
