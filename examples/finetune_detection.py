@@ -38,7 +38,7 @@ from triptych.training.optimization import TrainingState, best_precision, weight
 SMALL_DETECTOR = {
     "image_size": 288,
     "window_size": 8,
-    "num_global_layers": 2,
+    "num_global_layers": 1,
     "pyramid_scales": [2.0, 1.0, 0.5],
     "channels": 96,
     "rpn_samples": 128,
@@ -48,6 +48,7 @@ SMALL_DETECTOR = {
     "box_hidden_size": 384,
     "box_samples": 64,
     "max_detections": 100,
+    "keep_image_text_tower": True,
     "image_text_temperature": None,
 }
 
@@ -132,6 +133,7 @@ def build(args: Arguments, base_classes: list[str]) -> tuple[MammutForObjectDete
         fields = SMALL_DETECTOR if args.detection_config is None else json.loads(args.detection_config)
     except json.JSONDecodeError as error:
         raise ValueError(f"`detection_config` is not JSON: {error}: {args.detection_config!r}.") from error
+    has_copy = getattr(config.detection_config, "keep_image_text_tower", False) and not args.random_weights
     values = config.to_dict()
     values["detection_config"] = {**(values.get("detection_config") or {}), **fields}
     values["vision_config"]["crop_positions"] = False  # the stage before; here the whole table is enlarged
@@ -140,6 +142,8 @@ def build(args: Arguments, base_classes: list[str]) -> tuple[MammutForObjectDete
         model = MammutForObjectDetection._from_config(config)
     else:
         model = MammutForObjectDetection.from_pretrained(source, config=config, dtype=torch.float32)
+    if model.image_text_tower is not None and not has_copy:
+        model.copy_image_text_tower()
     size = config.detection_config.image_size
     processor = MammutProcessor(
         Owlv2ImageProcessor(size={"height": size, "width": size}),

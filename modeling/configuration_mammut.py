@@ -247,6 +247,9 @@ class MammutDetectionConfig(PreTrainedConfig):
             to 0.5): Regions per image that the box head learns from. Mask R-CNN's.
         background_weight (`float`, defaults to 0.9): Weight of the background in the classification loss.
         temperature (`float`, defaults to 0.01): Of the classifier, at the start; a factor is learned.
+        keep_image_text_tower (`bool`, defaults to `False`):
+            Keep a frozen copy of the image-text model's ViT for the image-text scores (DITO), where the ViT itself is trained. It
+            costs a second pass at inference. See [`MammutForObjectDetection.copy_image_text_tower`].
         image_text_pool_size (`int`, defaults to 14): RoIAlign on the last map of the ViT.
         image_text_temperature (`float`, *optional*, defaults to 0.01):
             Of the image-text scores. `None`: the one that the image-text model has learned.
@@ -284,6 +287,7 @@ class MammutDetectionConfig(PreTrainedConfig):
     box_positive_iou: float = 0.5
     background_weight: float | int = 0.9
     temperature: float = 0.01
+    keep_image_text_tower: bool = False
     image_text_pool_size: int = 14
     image_text_temperature: float | None = 0.01
     base_exponent: float | int = 0.35

@@ -27,8 +27,8 @@ from .detection import (
     require_torchvision,
     suppress,
 )
-from .inputs import check_pixel_values
-from .modeling_mammut import MammutModel, MammutPreTrainedModel
+from .inputs import check_pixel_values, padding_mask
+from .modeling_mammut import MammutModel, MammutPreTrainedModel, MammutVisionModel
 
 
 @dataclass
@@ -125,6 +125,9 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         self.proposals = RegionProposals(detection, strides)
         self.box_head = BoxHead(detection, config.text_config.hidden_size, strides)
         self.mask_head = MaskHead(detection, strides) if detection.use_mask_head else None
+        self.image_text_tower = None
+        if detection.keep_image_text_tower:
+            self.image_text_tower = MammutVisionModel._from_config(config.vision_config)
         self.post_init()
 
     @torch.no_grad()
@@ -134,6 +137,17 @@ class MammutForObjectDetection(MammutPreTrainedModel):
             init.normal_(module.background_embedding)
             init.zeros_(module.log_temperature)
             init.normal_(module.box.weight, std=0.001)
+
+    def copy_image_text_tower(self) -> None:
+        """Keep the ViT as it is now for the image-text scores, frozen: behind loading an image-text model, before training.
+
+        Raises:
+            ValueError: If the configuration does not ask for a copy.
+        """
+        if self.image_text_tower is None:
+            raise ValueError("`detection_config.keep_image_text_tower` is false: there is nothing to copy to.")
+        self.image_text_tower.load_state_dict(self.model.vision_model.state_dict())
+        self.image_text_tower.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -153,10 +167,9 @@ class MammutForObjectDetection(MammutPreTrainedModel):
 
     # Image
 
-    def _feature_map(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Last map of the ViT, before its final norm; of shape `(batch_size, hidden_size, rows, columns)`."""
+    def _feature_map(self, tower: MammutVisionModel, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Last map of a ViT, before its final norm; of shape `(batch_size, hidden_size, rows, columns)`."""
         detection, vision = self.config.detection_config, self.config.vision_config
-        tower = self.model.vision_model
         hidden_states = tower.embeddings(pixel_values, interpolate_pos_encoding=True)
         if vision.use_cls_token:
             hidden_states = hidden_states[:, 1:]  # no window has a place for it (ViTDet)
@@ -178,7 +191,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         return hidden_states.transpose(1, 2).unflatten(2, (rows, columns))
 
     def _encode(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The map that image-text scores are pooled from, and the pyramid."""
+        """The last map of the ViT, before its final norm, and the pyramid."""
         vision = self.config.vision_config
         check_pixel_values(
             pixel_values,
@@ -188,16 +201,21 @@ class MammutForObjectDetection(MammutPreTrainedModel):
             any_size=True,
         )
         self._check_size(*pixel_values.shape[-2:])
-        feature_map = self._feature_map(pixel_values, **kwargs)
+        feature_map = self._feature_map(self.model.vision_model, pixel_values, **kwargs)
         normed = self.model.vision_model.post_layernorm(feature_map.movedim(1, -1)).movedim(-1, 1)
-        return normed if vision.norm_before_pool else feature_map, self.pyramid(normed)
+        return feature_map, self.pyramid(normed)
 
-    def _image_text_embeds(self, feature_map: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
-        """The image embedding (pool, norm, project) of every region; of shape `(boxes of all images, text_hidden_size)`."""
+    def _image_text_embeds(
+        self, tower: MammutVisionModel, feature_map: torch.Tensor, boxes: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The image embedding (pool and norm in the tower's order, project) of every region; `(boxes of all images, width)`."""
+        norm_first = self.config.vision_config.norm_before_pool
+        if norm_first:
+            feature_map = tower.post_layernorm(feature_map.movedim(1, -1)).movedim(-1, 1)
         stride = self.config.vision_config.patch_size
         pooled = average_regions(feature_map, boxes, self.config.detection_config.image_text_pool_size, stride)
-        if not self.config.vision_config.norm_before_pool:
-            pooled = self.model.vision_model.post_layernorm(pooled)
+        if not norm_first:
+            pooled = tower.post_layernorm(pooled)
         projection = self.model.visual_projection or self.model.vision_to_text_projection
         return nn.functional.normalize(projection(pooled).float(), dim=-1)
 
@@ -210,7 +228,11 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         Raises:
             ValueError: If the size is no multiple of patches and windows.
         """
-        image_map, maps = self._encode(pixel_values, **kwargs)
+        feature_map, maps = self._encode(pixel_values, **kwargs)
+        tower = self.model.vision_model
+        if self.image_text_tower is not None:
+            tower = self.image_text_tower
+            feature_map = self._feature_map(tower, pixel_values, **kwargs)
         image_size = tuple(pixel_values.shape[-2:])
         _, logits, boxes = self.proposals(maps)
         proposals, objectness = self.proposals.select(logits, boxes, image_size, nms_threshold=1.0)
@@ -220,7 +242,9 @@ class MammutForObjectDetection(MammutPreTrainedModel):
             boxes=refined,
             objectness=torch.stack(objectness),
             embeds=embeds.unflatten(0, (len(proposals), -1)),
-            image_text_embeds=self._image_text_embeds(image_map, list(refined)).unflatten(0, (len(proposals), -1)),
+            image_text_embeds=self._image_text_embeds(tower, feature_map, list(refined)).unflatten(
+                0, (len(proposals), -1)
+            ),
             feature_maps=maps if self.mask_head is not None else None,
             image_size=image_size,
         )
@@ -275,7 +299,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
                 f"{batch_size} images."
             )
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = padding_mask(input_ids, self.config.text_config.pad_token_id)
         rows = torch.cat([input_ids.flatten(1), attention_mask.flatten(1)], dim=1)
         distinct, which = rows.unique(dim=0, return_inverse=True)
         ids, mask = (part.reshape(-1, *input_ids.shape[1:]) for part in distinct.chunk(2, dim=1))

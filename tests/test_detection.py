@@ -233,16 +233,16 @@ def test_windows_see_nothing_of_one_another():
     one = pixels(1)
     other = one.clone()
     other[..., 32:] += 1  # the right half
-    first, second = (model._feature_map(image) for image in (one, other))
+    tower = model.model.vision_model
+    first, second = (model._feature_map(tower, image) for image in (one, other))
     assert not torch.allclose(first[..., :4], second[..., :4])  # the last block sees everything
-    model.model.vision_model.layers[-1] = torch.nn.Identity()
-    model.model.vision_model.layers[-1].forward = lambda states, **kwargs: states
-    first, second = (model._feature_map(image) for image in (one, other))
+    tower.layers[-1].forward = lambda states, **kwargs: states
+    first, second = (model._feature_map(tower, image) for image in (one, other))
     torch.testing.assert_close(first[..., :4], second[..., :4])
     whole = tiny_detector(window_size=None)
     tower = whole.model.vision_model
     states = tower(one, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1]
-    found = whole._feature_map(one).flatten(2).transpose(1, 2)
+    found = whole._feature_map(tower, one).flatten(2).transpose(1, 2)
     torch.testing.assert_close(found, states[:, int(whole.config.vision_config.use_cls_token) :])
 
 
@@ -263,6 +263,30 @@ def test_scores_are_fused_probabilities_times_objectness():
     torch.testing.assert_close(scores[kept], wanted[kept])
     best = scores.max(-1).values
     assert (best.diff() <= 0).all()  # the best box first
+
+
+@needs_torchvision
+def test_a_kept_tower_goes_on_scoring_as_before(tmp_path):
+    model = tiny_detector(keep_image_text_tower=True)
+    model.copy_image_text_tower()
+    before = model.get_regions(pixels())
+    with torch.no_grad():
+        for parameter in model.model.vision_model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    box = [before.boxes[0]]
+    kept = model._image_text_embeds(
+        model.image_text_tower, model._feature_map(model.image_text_tower, pixels()[:1]), box
+    )
+    torch.testing.assert_close(kept, before.image_text_embeds[0])
+    assert not torch.allclose(model.get_regions(pixels()).embeds, before.embeds)
+    assert not any(parameter.requires_grad for parameter in model.image_text_tower.parameters())
+    model.save_pretrained(tmp_path)
+    again = MammutForObjectDetection.from_pretrained(tmp_path)
+    torch.testing.assert_close(
+        again.get_regions(pixels()).image_text_embeds, model.get_regions(pixels()).image_text_embeds
+    )
+    with pytest.raises(ValueError, match="keep_image_text_tower"):
+        tiny_detector().copy_image_text_tower()
 
 
 @needs_torchvision
