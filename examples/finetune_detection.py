@@ -325,7 +325,7 @@ def main() -> None:
         for index in range(min(args.num_pictures, len(test_set))):
             image = test_set[index]["image"]
             with accelerator.autocast():
-                found = detector([image], data.categories, threshold=0.3)[0]
+                found = detector([image], data.categories)[0]
             draw_detections(image, found).save(pictures / f"{index}.png")
         shutil.rmtree(checkpoints, ignore_errors=True)
         print(json.dumps(results, indent=2))

@@ -76,7 +76,7 @@ def test_the_detection_snippet_runs(tmp_path, capsys, monkeypatch):
     Image.new("RGB", (80, 60), "red").save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
     code = snippets((ROOT / "docs" / "mammut.md").read_text(encoding="utf-8"))[-1]
-    exec(code.replace('"outputs/detection"', '"repo"').replace("threshold=0.3", "threshold=0.0"), {})
+    exec(code.replace('"outputs/detection"', '"repo"').replace("threshold=0.1", "threshold=0.0"), {})
     assert "red apple" in capsys.readouterr().out
 
 

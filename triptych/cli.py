@@ -179,7 +179,7 @@ def detect(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="PNG to write. Default: by the image's name.")
     ] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.3,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.1,
     top: Annotated[int, typer.Option(min=1, help="Most objects.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
