@@ -171,9 +171,9 @@ def test_gradient_reaches_exactly_what_a_stage_trains(name, lora_rank):
 
 def test_stages_that_do_not_fit_the_model():
     with pytest.raises(ValueError, match=r"trains `model\.bridge`, which the model does not have"):
-        prepare_stage(tiny_vw_lmm(), Stage(("model.bridge",), "none", 1e-3))
+        prepare_stage(tiny_vw_lmm(), Stage(("model.bridge",), "none"))
     with pytest.raises(ValueError, match="trains nothing"):
-        prepare_stage(tiny_vw_lmm(), Stage((), "none", 1e-3))
+        prepare_stage(tiny_vw_lmm(), Stage((), "none"))
 
 
 def test_lora_saves_loads_merges_and_unloads(tmp_path):

@@ -22,22 +22,20 @@ class Stage:
     Args:
         trained (`tuple[str, ...]`): Modules that are trained; all others are frozen, the vision tower always.
         visual_loss (`str`): `visual_loss` of the configuration during the stage.
-        learning_rate (`float`): Peak learning rate (LLaVA-1.5's for the first two).
         detach_visual_target (`bool`): `detach_visual_target` of the configuration during the stage.
     """
 
     trained: tuple[str, ...]
     visual_loss: Literal["visual_words", "fit_vm_head", "none"]
-    learning_rate: float
     detach_visual_target: bool = False
 
 
 STAGES = {
-    "align": Stage((ADAPTER,), "none", 1e-3),
-    "instruct": Stage((ADAPTER, LANGUAGE_MODEL, "lm_head"), "none", 2e-5),
-    "fit_vm_head": Stage(("vm_head",), "fit_vm_head", 1e-3),
+    "align": Stage((ADAPTER,), "none"),
+    "instruct": Stage((ADAPTER, LANGUAGE_MODEL, "lm_head"), "none"),
+    "fit_vm_head": Stage(("vm_head",), "fit_vm_head"),
     # Not detached, as in the released code, the adapter soon gives every patch the same word: that is easiest to predict.
-    "joint": Stage((ADAPTER, LANGUAGE_MODEL, "lm_head"), "visual_words", 2e-5, detach_visual_target=True),
+    "joint": Stage((ADAPTER, LANGUAGE_MODEL, "lm_head"), "visual_words", detach_visual_target=True),
 }
 
 
