@@ -32,6 +32,7 @@ from triptych.training.checkpoints import latest_checkpoint, refuse_old_checkpoi
 from triptych.training.detection_data import DetectionCollator, DetectionDataset, load_detection
 from triptych.training.detection_evaluation import evaluate_detector
 from triptych.training.optimization import TrainingState, best_precision, weight_decay_groups
+from triptych.training.training_log import TrainingLog
 
 
 # For 288 pixels on a CPU; everything else is the configuration's default.
@@ -236,23 +237,11 @@ def main() -> None:
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(args.warmup_ratio * num_steps), num_steps)
     state = TrainingState()
     accelerator.register_for_checkpointing(scheduler, state)
-    log = []
     if checkpoint is not None:
         accelerator.load_state(checkpoint)
-        rows = [json.loads(line) for line in log_path.read_text().splitlines()]
-        log = [row for row in rows if row["step"] < state.step or (row["step"] == state.step and "loss" in row)]
         accelerator.print(f"Resuming from {checkpoint} at step {state.step} of {num_steps}.")
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        log_path.write_text("".join(json.dumps(row) + "\n" for row in log))
+    log = TrainingLog(log_path, accelerator, state, len(loader), resume=checkpoint is not None)
     accelerator.init_trackers("detection", config=asdict(args))
-
-    def record(numbers: dict) -> None:
-        numbers = {"step": state.step, "epoch": round(state.step / len(loader), 3), **numbers}
-        accelerator.log(numbers, step=state.step)
-        if accelerator.is_main_process:
-            with log_path.open("a") as file:
-                file.write(json.dumps(numbers) + "\n")
 
     def evaluate(num_images: int) -> dict:
         results = evaluate_detector(
@@ -265,7 +254,7 @@ def main() -> None:
             num_images,
             args.num_workers,
         )
-        record({f"eval_{name}": value for name, value in results.items()})
+        log.record({f"eval_{name}": value for name, value in results.items()})
         return results
 
     # Training
@@ -298,7 +287,7 @@ def main() -> None:
             }
             if not math.isfinite(numbers["loss"]):
                 raise FloatingPointError(f"The loss of step {state.step} is {numbers['loss']}: {numbers}")
-            record(numbers)
+            log.record(numbers)
             progress.update()
             progress.set_postfix({"loss": f"{numbers['loss']:.3f}", "class": f"{losses['classification']:.3f}"})
             if args.checkpoint_steps and state.step % args.checkpoint_steps == 0:

@@ -49,6 +49,7 @@ from triptych.training.emoji_scenes import EmojiPictures
 from triptych.training.evaluation import evaluate_captions, evaluate_pairs
 from triptych.training.optimization import TrainingState, best_precision, clamp_logit_scale, weight_decay_groups
 from triptych.training.tokenizer import load_tokenizer, train_tokenizer
+from triptych.training.training_log import TrainingLog
 
 
 @dataclass
@@ -258,23 +259,11 @@ def main() -> None:
     if args.ema_decay is not None:
         ema = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
         accelerator.register_for_checkpointing(ema)
-    log = []
     if checkpoint is not None:
         accelerator.load_state(checkpoint)
-        rows = [json.loads(line) for line in log_path.read_text().splitlines()]
-        log = [row for row in rows if row["step"] < state.step or (row["step"] == state.step and "loss" in row)]
         accelerator.print(f"Resuming from {checkpoint} at step {state.step} of {num_steps}.")
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        log_path.write_text("".join(json.dumps(row) + "\n" for row in log))
+    log = TrainingLog(log_path, accelerator, state, steps_per_epoch, resume=checkpoint is not None)
     accelerator.init_trackers("pretrain", config=asdict(args))
-
-    def record(numbers: dict) -> None:
-        numbers = {"step": state.step, "epoch": round(state.step / steps_per_epoch, 3), **numbers}
-        accelerator.log(numbers, step=state.step)
-        if accelerator.is_main_process:
-            with log_path.open("a") as file:
-                file.write(json.dumps(numbers) + "\n")
 
     def evaluate() -> dict:
         evaluated = model if ema is None else ema.module
@@ -321,7 +310,7 @@ def main() -> None:
             }
             if not math.isfinite(numbers["loss"]):
                 raise FloatingPointError(f"The loss of step {state.step} is {numbers['loss']}: {numbers}")
-            record(numbers)
+            log.record(numbers)
             progress.update()
             progress.set_postfix(loss=f"{numbers['loss']:.3f}", skipped=state.num_skipped)
             if args.checkpoint_steps and state.step % args.checkpoint_steps == 0:
@@ -329,7 +318,7 @@ def main() -> None:
         state.batch, state.epoch = 0, epoch + 1
         if args.eval_epochs and state.epoch % args.eval_epochs == 0 and state.epoch < args.num_epochs:
             results = evaluate()
-            record({f"eval_{name}": value for name, value in results.items()})
+            log.record({f"eval_{name}": value for name, value in results.items()})
             accelerator.print(
                 f"epoch {state.epoch}: perplexity {results['perplexity']:.2f}, contrastive loss "
                 f"{results['contrastive_loss']:.3f}, text-to-image recall@1 {results['text_to_image_recall@1']:.3f}"
@@ -342,7 +331,7 @@ def main() -> None:
     final.generation_config.max_new_tokens = min(24, config.max_position_embeddings - 1)
     results = evaluate()
     results |= evaluate_captions(final, eval_set, processor, accelerator, args.eval_batch_size, args.num_workers)
-    record({f"eval_{name}": value for name, value in results.items()})
+    log.record({f"eval_{name}": value for name, value in results.items()})
     if accelerator.is_main_process:
         arguments = {**asdict(args), "preset": args.preset or f"{args.model}-tiny"}
         card = pretraining_card(final, results, arguments, state, train_seconds, accelerator)
