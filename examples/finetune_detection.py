@@ -145,10 +145,11 @@ def build(args: Arguments, base_classes: list[str]) -> tuple[MammutForObjectDete
         model = MammutForObjectDetection.from_pretrained(source, config=config, dtype=torch.float32)
     if model.image_text_tower is not None and not has_copy:
         model.copy_image_text_tower()
-    size = config.detection_config.image_size
+    size, known = config.detection_config.image_size, AutoProcessor.from_pretrained(source)
+    colours = {name: getattr(known.image_processor, name) for name in ("image_mean", "image_std")}
     processor = MammutProcessor(
-        Owlv2ImageProcessor(size={"height": size, "width": size}),
-        AutoProcessor.from_pretrained(source).tokenizer,
+        Owlv2ImageProcessor(size={"height": size, "width": size}, **colours),
+        known.tokenizer,
         class_templates=args.templates,
         base_classes=base_classes,
     )
@@ -158,11 +159,16 @@ def build(args: Arguments, base_classes: list[str]) -> tuple[MammutForObjectDete
 def parameter_groups(model: MammutForObjectDetection, args: Arguments) -> list[dict]:
     """What is trained: pyramid and heads, and with a rate of its own the ViT. The text side stays as it is."""
     model.model.requires_grad_(False)
+    if model.image_text_tower is not None:
+        model.image_text_tower.requires_grad_(False)
     groups = weight_decay_groups(model, args.weight_decay)
     for group in groups:
         group["lr"] = args.learning_rate
     if args.backbone_learning_rate > 0:
         tower = model.model.vision_model.requires_grad_(True)
+        for name, parameter in tower.embeddings.named_parameters():
+            if name.startswith(("class_embedding", "tube_embedding")):  # the detector reads neither: no gradient
+                parameter.requires_grad_(False)
         groups += [
             {**group, "lr": args.backbone_learning_rate} for group in weight_decay_groups(tower, args.weight_decay)
         ]

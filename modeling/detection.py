@@ -13,10 +13,11 @@ from torch import nn
 
 try:
     import torchvision
+    from torchvision.models.convnext import LayerNorm2d
     from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, BoxLinearCoder, Matcher
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.roi_heads import maskrcnn_loss
-    from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, generalized_box_iou_loss, roi_align
+    from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, generalized_box_iou_loss, nms, roi_align
     from torchvision.ops.poolers import LevelMapper
 except (ImportError, RuntimeError):  # RuntimeError: its operators do not load beside this torch
     torchvision = None
@@ -50,17 +51,10 @@ class Targets:
     masks: torch.Tensor | None = None
 
 
-class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map of shape `(batch, channels, height, width)`."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
-
-
 def _convolutions(channels: int, count: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(count):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), ChannelLayerNorm(channels), nn.ReLU()]
+        layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), LayerNorm2d(channels), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
@@ -81,13 +75,13 @@ class SimpleFeaturePyramid(nn.Module):
             width = hidden_size
             for step in range(round(math.log2(max(scale, 1)))):
                 if step:
-                    layers += [ChannelLayerNorm(width), nn.GELU()]
+                    layers += [LayerNorm2d(width), nn.GELU()]
                 layers.append(nn.ConvTranspose2d(width, width // 2, 2, stride=2))
                 width //= 2
             if scale < 1:
                 layers.append(nn.MaxPool2d(round(1 / scale)))
-            layers += [nn.Conv2d(width, channels, 1, bias=False), ChannelLayerNorm(channels)]
-            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), ChannelLayerNorm(channels)]
+            layers += [nn.Conv2d(width, channels, 1, bias=False), LayerNorm2d(channels)]
+            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), LayerNorm2d(channels)]
             self.levels.append(nn.Sequential(*layers))
 
     def forward(self, feature_map: torch.Tensor) -> list[torch.Tensor]:
@@ -148,7 +142,7 @@ class RegionProposals(nn.Module):
             kept_boxes = clip_boxes_to_image(image_boxes[best.indices], image_size)
             objectness = best.values.sigmoid()
             if nms_threshold < 1:
-                kept = batched_nms(kept_boxes, objectness, torch.zeros_like(best.indices), nms_threshold)
+                kept = nms(kept_boxes, objectness, nms_threshold)
                 kept_boxes, objectness = kept_boxes[kept], objectness[kept]
             selected.append(kept_boxes)
             scores.append(objectness)
@@ -187,7 +181,10 @@ class RegionProposals(nn.Module):
 
 
 class RegionPooler(nn.Module):
-    """RoIAlign from the map of the pyramid that fits a box's size (FPN, arXiv 1612.03144, eq. 1)."""
+    """RoIAlign from the map of the pyramid that fits a box's size (FPN, arXiv 1612.03144, eq. 1).
+
+    torchvision's `MultiScaleRoIAlign` takes every stride for a power of two, which those of patches of 14 or 12 pixels are not.
+    """
 
     def __init__(self, strides: list[float], output_size: int):
         super().__init__()
@@ -333,28 +330,31 @@ def fuse_scores(
 ) -> torch.Tensor:
     """Geometric mean of two opinions on what a region shows (F-VLM, arXiv 2209.15639, eq. 3), over background and classes.
 
+    In logarithms, where probabilities too small for their product to be anything still compare.
+
     The exponent is the weight of the image-text model: small for classes that the detector was trained on, large for others. The
     background keeps the detector's score; then all are scaled to a sum of 1.
 
     Args:
-        detection, image_text (`torch.Tensor` of shape `(..., 1 + classes)`): Probabilities, the background first.
+        detection, image_text (`torch.Tensor` of shape `(..., 1 + classes)`):
+            Logits of the two, the background first; a softmax makes the probabilities that are fused.
         is_base (`torch.BoolTensor` of shape `(..., classes)`, *optional*): Which classes the detector was trained on. Default:
             not known, the novel exponent for all.
         base_exponent, novel_exponent (`float`): Between 0 (the detector alone) and 1 (the image-text model alone).
 
     Returns:
-        `torch.Tensor` of shape `(..., 1 + classes)`.
+        Probabilities of shape `(..., 1 + classes)`.
     """
-    exponent = torch.tensor(novel_exponent, dtype=detection.dtype, device=detection.device)
+    own, other = detection.log_softmax(dim=-1), image_text.log_softmax(dim=-1)
+    exponent = torch.tensor(novel_exponent, dtype=own.dtype, device=own.device)
     if is_base is not None:
         exponent = torch.where(is_base, base_exponent, exponent)
-    classes = detection[..., 1:] ** (1 - exponent) * image_text[..., 1:] ** exponent
-    fused = torch.cat([detection[..., :1], classes], dim=-1)
-    return fused / fused.sum(dim=-1, keepdim=True)
+    classes = (1 - exponent) * own[..., 1:] + exponent * other[..., 1:]
+    return torch.cat([own[..., :1], classes], dim=-1).softmax(dim=-1)
 
 
 def suppress(boxes: torch.Tensor, scores: torch.Tensor, threshold: float, num_candidates: int) -> torch.Tensor:
-    """Scores of one image after non-maximum suppression within every class: 0 for what was suppressed.
+    """Scores of one image after non-maximum suppression within every class: 0 for what was suppressed or not looked at.
 
     Args:
         boxes (`torch.Tensor` of shape `(regions, 4)`): Boxes of all classes.
@@ -364,7 +364,9 @@ def suppress(boxes: torch.Tensor, scores: torch.Tensor, threshold: float, num_ca
     """
     best = scores.flatten().topk(min(num_candidates, scores.numel()))
     regions, classes = best.indices // scores.shape[1], best.indices % scores.shape[1]
-    kept = batched_nms(boxes[regions], best.values, classes, threshold)
+    # It moves the boxes of every class by a multiple of the class, so small numbers keep small boxes exact.
+    numbers = classes.unique(return_inverse=True)[1]
+    kept = batched_nms(boxes[regions], best.values, numbers, threshold)
     result = torch.zeros_like(scores)
     result[regions[kept], classes[kept]] = best.values[kept]
     return result

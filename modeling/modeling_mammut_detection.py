@@ -61,8 +61,8 @@ class MammutObjectDetectionOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`, returned with `labels`): Sum of `loss_dict`.
         loss_dict (`dict[str, torch.Tensor]`, returned with `labels`): `rpn_centerness`, `rpn_box`, `classification`, `box`, `mask`.
         logits (`torch.Tensor` of shape `(batch_size, num_boxes, num_classes)`, without `labels`):
-            Log-odds of the final scores, so that their sigmoid is the score. Pairs of box and class that non-maximum suppression
-            removed are minus infinity.
+            Log-odds of the final scores, so that their sigmoid is the score. Minus infinity for pairs of box and class that
+            non-maximum suppression removed, and for all but the best `10 * max_detections` pairs.
         pred_boxes (`torch.Tensor` of shape `(batch_size, num_boxes, 4)`, without `labels`):
             Center x, center y, width and height as shares of the input's side, the best box first.
         objectness (`torch.Tensor` of shape `(batch_size, num_boxes)`, without `labels`): Of the boxes.
@@ -306,9 +306,15 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         return self.get_class_embeds(ids, mask)[which].unflatten(0, (batch_size, -1))
 
     def classify(
-        self, regions: MammutRegions, class_embeds: torch.Tensor, is_base: torch.BoolTensor | None = None
+        self,
+        regions: MammutRegions,
+        class_embeds: torch.Tensor,
+        is_base: torch.BoolTensor | None = None,
+        class_mask: torch.BoolTensor | None = None,
+        fusion: bool = True,
     ) -> MammutObjectDetectionOutput:
-        """Score regions for classes.
+        """Score regions for classes. Every region divides a probability of 1 among the background and the classes, so classes of the
+        same name share theirs.
 
         Args:
             regions (`MammutRegions`): Of some images.
@@ -316,6 +322,9 @@ class MammutForObjectDetection(MammutPreTrainedModel):
                 `get_class_embeds`.
             is_base (`torch.BoolTensor` of shape `(num_classes,)` or `(batch_size, num_classes)`, *optional*):
                 Classes with boxes in training. Default: unknown, all are taken for novel.
+            class_mask (`torch.BoolTensor` of shape `(batch_size, num_classes)`, *optional*): False for what only fills up the
+                classes of an image; its score is 0.
+            fusion (`bool`): Whether the image-text model has a say.
 
         Raises:
             ValueError: If there is no class, or shapes do not fit.
@@ -327,19 +336,23 @@ class MammutForObjectDetection(MammutPreTrainedModel):
                 f"`class_embeds` must have shape (num_classes, {regions.embeds.shape[-1]}) with at least one class, got "
                 f"{tuple(class_embeds.shape)}."
             )
+        for name, given in (("is_base", is_base), ("class_mask", class_mask)):
+            if given is not None and given.shape[-1] != num_classes:
+                raise ValueError(f"`{name}` must say yes or no to {num_classes} classes, got {tuple(given.shape)}.")
         if is_base is not None:
-            if is_base.shape[-1] != num_classes:
-                raise ValueError(
-                    f"`is_base` must say of {num_classes} classes whether they are, got {tuple(is_base.shape)}."
-                )
             is_base = is_base.bool().to(regions.boxes.device)
             is_base = is_base[:, None] if is_base.ndim == 2 else is_base
-        own = self.box_head.class_logits(regions.embeds, class_embeds).softmax(dim=-1)
+        own = self.box_head.class_logits(regions.embeds, class_embeds)
         image_text = cosines(regions.image_text_embeds, self._empty_text_embed(), class_embeds)
         temperature = detection.image_text_temperature
-        scale = self.model.logit_scale.float().exp() if temperature is None else 1 / temperature
-        image_text = (scale * image_text).softmax(dim=-1)
-        fused = fuse_scores(own, image_text, is_base, detection.base_exponent, detection.novel_exponent)
+        image_text = image_text * (self.model.logit_scale.float().exp() if temperature is None else 1 / temperature)
+        if class_mask is not None:
+            hidden = ~nn.functional.pad(class_mask.bool().to(own.device), (1, 0), value=True)[:, None]
+            own, image_text = (logits.masked_fill(hidden, -torch.finfo().max) for logits in (own, image_text))
+        if fusion:
+            fused = fuse_scores(own, image_text, is_base, detection.base_exponent, detection.novel_exponent)
+        else:
+            fused = own.softmax(dim=-1)
         scores = regions.objectness[..., None] ** detection.objectness_exponent * fused[..., 1:]
 
         # (batch, proposals, classes) -> the best boxes
@@ -394,7 +407,13 @@ class MammutForObjectDetection(MammutPreTrainedModel):
             if self.mask_head is not None:
                 if "masks" not in label and len(classes):
                     raise ValueError(f"`labels[{index}]` needs `masks`: this model has a mask head.")
-                masks = label["masks"].to(self.device)[kept] if len(classes) else boxes.new_zeros(0, height, width)
+                masks = label["masks"].to(self.device) if len(classes) else boxes.new_zeros(0, height, width)
+                if masks.shape != (len(classes), height, width):
+                    raise ValueError(
+                        f"`labels[{index}]` must have `masks` of shape {(len(classes), height, width)}, got "
+                        f"{tuple(masks.shape)}."
+                    )
+                masks = masks[kept]
             targets.append(Targets(boxes[kept], classes[kept], masks))
         return targets
 
@@ -434,6 +453,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         class_embeds: torch.Tensor | None = None,
         is_base: torch.BoolTensor | None = None,
+        class_mask: torch.BoolTensor | None = None,
         regions: MammutRegions | None = None,
         labels: list[dict] | None = None,
         **kwargs,
@@ -449,6 +469,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
             class_embeds (`torch.Tensor` of shape `(num_classes, text_hidden_size)` or with a leading `batch_size`, *optional*):
                 Instead of `input_ids`: of `get_class_embeds`, for all images or for each.
             is_base (`torch.BoolTensor` of shape `(num_classes,)` or `(batch_size, num_classes)`, *optional*): As in `classify`.
+            class_mask (`torch.BoolTensor` of shape `(batch_size, num_classes)`, *optional*): As in `classify`.
             regions (`MammutRegions`, *optional*): Instead of `pixel_values`: the field of that name of an earlier output.
             labels (`list[dict]`, *optional*): One per image: `class_labels` `(objects,)`, indices of classes; `boxes`
                 `(objects, 4)`, center x, center y, width and height as shares of the input's side; `masks`
@@ -480,7 +501,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
             )
         if regions is None:
             regions = self.get_regions(pixel_values, **kwargs)
-        return self.classify(regions, class_embeds, is_base)
+        return self.classify(regions, class_embeds, is_base, class_mask)
 
 
 def _split_windows(tokens: torch.Tensor, rows: int, columns: int, window: int) -> torch.Tensor:

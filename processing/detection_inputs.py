@@ -2,12 +2,13 @@
 
 import numpy as np
 import torch
+from transformers.image_transforms import center_to_corners_format
 
 
 def class_texts(text: list[list[str]], templates: list[str]) -> tuple[list[str], int]:
     """Texts of the classes of every image, as templates make them, one image after the other.
 
-    Images with fewer classes get empty ones.
+    Images with fewer classes get empty ones, which are for the detector to leave out.
 
     Args:
         text (`list[list[str]]`): Names of the classes of every image.
@@ -103,8 +104,7 @@ def select_detections(
         best = image_scores.flatten().topk(min(top_k, image_scores.numel()))
         kept = best.values > threshold
         rows, classes = best.indices[kept] // image_scores.shape[1], best.indices[kept] % image_scores.shape[1]
-        center, size = image_boxes[rows].split(2, dim=-1)
-        found = torch.cat([center - size / 2, center + size / 2], dim=-1)  # left, top, right, bottom
+        found = center_to_corners_format(image_boxes[rows])  # left, top, right, bottom
         if target_sizes is not None:
             height, width = (int(side) for side in target_sizes[index])
             found = found * max(height, width)  # the image was padded to a square

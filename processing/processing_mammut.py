@@ -89,7 +89,8 @@ class MammutProcessor(SelfContainedProcessor):
 
         Returns:
             [`BatchFeature`] with `pixel_values` or `pixel_values_videos`, `input_ids`, `attention_mask`, `labels`; for classes
-            also `is_base`, of shape `(images, classes)`, where the processor has `base_classes`.
+            also `is_base`, of shape `(images, classes)`, where the processor has `base_classes`, and `class_mask`, of the same
+            shape, where some images have fewer classes than others: false for what fills them up.
 
         Raises:
             ValueError: If arguments exclude one another, differ in number, or hold what cannot be read.
@@ -106,7 +107,9 @@ class MammutProcessor(SelfContainedProcessor):
             raise ValueError("`annotations` need `images`.")
         data: dict = {}
         if isinstance(text, (list, tuple)) and text and not isinstance(text[0], str):
-            data |= self._tokenize_classes(text, images, kwargs.get("padding", "longest"))
+            data |= self._tokenize_classes(
+                text, images, kwargs.get("padding", "longest"), kwargs.get("truncation", False)
+            )
             text = None
         if annotations is not None:
             sizes = [height_and_width(image) for image in flatten(images)]
@@ -127,18 +130,21 @@ class MammutProcessor(SelfContainedProcessor):
             batch["labels"] = labels
         return batch
 
-    def _tokenize_classes(self, text, images, padding) -> dict:
+    def _tokenize_classes(self, text, images, padding, truncation) -> dict:
         if images is not None and len(text) != len(list(flatten(images))):
             raise ValueError(
                 f"`text` must list classes for every image, got {len(text)} lists for {len(list(flatten(images)))} images."
             )
         texts, count = class_texts(text, self.class_templates)
-        check_text(texts, self.tokenizer)
-        data = self.tokenizer(texts, padding="longest" if padding is True else padding, return_tensors="pt")
+        check_text(texts, self.tokenizer, truncation=truncation)
+        padding = "longest" if padding is True else padding
+        data = self.tokenizer(texts, padding=padding, truncation=truncation, return_tensors="pt")
         num_templates = len(self.class_templates)
         if num_templates > 1:
             data = {name: value.unflatten(0, (-1, num_templates)) for name, value in data.items()}
         classes = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
+        if any(len(names) < count for names in text):
+            classes["class_mask"] = torch.tensor([[index < len(names) for index in range(count)] for names in text])
         if self.base_classes is not None:
             known = set(self.base_classes)
             rows = [[name in known for name in names] + [False] * (count - len(names)) for names in text]

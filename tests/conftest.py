@@ -1,8 +1,11 @@
 """Tiny models and processors shared by the tests. Nothing here, and no test, reaches the network."""
 
+import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,6 +26,16 @@ from triptych.training.tokenizer import train_tokenizer
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models gain nothing from more, and pytest-xdist runs one process per core
+
+
+def load_example(name: str) -> ModuleType:
+    """A script of `examples/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[name] = script  # dataclass fields look their annotations up there
+    spec.loader.exec_module(script)
+    return script
+
 
 CAPTIONS = [
     "a red heart",

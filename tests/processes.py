@@ -1,8 +1,13 @@
-"""A function in several processes that know one another, for tests of what crosses them."""
+"""Processes for tests: a function in several that know one another, and a training script that is killed on its way."""
 
+import json
 import os
+import signal
 import socket
+import subprocess
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,3 +48,25 @@ def run_in_processes(function: Callable, world_size: int, *arguments: Any) -> An
         process.join(timeout=60)
         assert process.exitcode == 0
     return result
+
+
+def logged_losses(output_dir: Path) -> list[float]:
+    """Of the steps in a training log; complete lines only, for the run may be writing."""
+    path = output_dir / "training_log.jsonl"
+    text = path.read_text() if path.exists() else ""
+    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def kill_after(command: list, output_dir: Path, num_steps: int, environment: dict[str, str]) -> None:
+    """Start a training script that writes to `output_dir`, and kill it once it has logged that many steps."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while len(logged_losses(output_dir)) < num_steps:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()

@@ -196,6 +196,20 @@ def test_average_precision_at_its_ends_and_of_lvis():
     assert np.isnan(metric.compute(predictions=[right], references=[empty], groups={"base": [1]})["ap_base"])
     with pytest.raises(ValueError, match=r"predictions\[0\].*as many boxes as scores"):
         metric.compute(predictions=[{**right, "scores": []}], references=[true])
+    # LVIS counts the best detections of all classes together, COCO those of every class
+    crowd = {"boxes": [*[[0.0, 0.0, 5.0, 5.0]] * 3, box], "scores": [0.9, 0.9, 0.9, 0.5], "labels": [2, 2, 2, 1]}
+    lists = {"negative_labels": [2], "not_exhaustive_labels": []}
+    lvis = DetectionAveragePrecision("lvis")
+    for count, expected in ((3, 0.0), (4, 1.0)):
+        found = lvis.compute(predictions=[crowd], references=[{**true, **lists}], max_detections=count)
+        assert found["ap"] == pytest.approx(expected)
+    assert metric.compute(predictions=[crowd], references=[true], max_detections=3)["ap"] == pytest.approx(1)
+    # LVIS: one object too many costs nothing where objects may be missing
+    twice = {"boxes": [[40.0, 40.0, 60.0, 60.0], box], "scores": [0.9, 0.5], "labels": [1, 1]}
+    for missing, expected in (([], 0.5), ([1], 1.0)):
+        lists = {"negative_labels": [], "not_exhaustive_labels": missing}
+        found = lvis.compute(predictions=[twice], references=[{**true, **lists}])
+        assert found["ap"] == pytest.approx(expected)
     # LVIS: a better score for a class that nobody looked for costs nothing, one for an absent class does
     other = {"boxes": [box, box], "scores": [0.5, 0.9], "labels": [1, 2]}
     second = {**true, "labels": [2]}

@@ -1,9 +1,7 @@
 """Every snippet a reader may copy runs: README, the model card, the command line."""
 
-import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from transformers import CLIPImageProcessor, HfArgumentParser
 from typer.testing import CliRunner
 
 import triptych
-from tests.conftest import CAPTIONS, mammut_pair, run_card_snippet, tiny_mammut, tiny_mammut_processor
+from tests.conftest import CAPTIONS, load_example, mammut_pair, run_card_snippet, tiny_mammut, tiny_mammut_processor
 from tests.test_detection import needs_torchvision, save_detector
 from tests.test_hub import CARD
 from tests.test_vw_lmm_training import write_towers
@@ -81,10 +79,7 @@ def test_the_detection_snippet_runs(tmp_path, capsys, monkeypatch):
 
 
 def test_readme_commands_name_real_flags_and_targets():
-    spec = importlib.util.spec_from_file_location("pretrain", ROOT / "examples" / "pretrain.py")
-    pretrain = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = pretrain  # dataclass fields look their annotations up there
-    spec.loader.exec_module(pretrain)
+    pretrain = load_example("pretrain")
     command = re.search(r"<!-- command: train -->\n```bash\n(.*?)```", README, re.DOTALL).group(1)
     arguments = shlex.split(command)[2:]
     (parsed,) = HfArgumentParser(pretrain.Arguments).parse_args_into_dataclasses(arguments)

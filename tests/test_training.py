@@ -6,10 +6,8 @@ import math
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -19,6 +17,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from tests.conftest import tiny_mammut, tiny_mammut_processor, tiny_model, tiny_processor
+from tests.processes import kill_after, logged_losses
 from tests.test_hub import CARD
 from triptych import hub
 from triptych.training.data import ImageCaptionDataset, PairCollator, load_pairs
@@ -71,11 +70,6 @@ def run(arguments: list[str], **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-def losses(output_dir: Path) -> list[float]:
-    rows = [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
-
-
 @pytest.fixture(scope="module")
 def finished(pictures, tmp_path_factory) -> Path:
     output_dir = tmp_path_factory.mktemp("runs") / "whole"
@@ -92,30 +86,21 @@ def test_the_script_writes_a_complete_repository(finished):
     results = json.loads((finished / "eval_results.json").read_text())
     assert results["num_eval_images"] == 2
     assert results["perplexity"] == pytest.approx(math.exp(results["caption_loss"]))
-    assert len(losses(finished)) == 4 * 5  # 38 pairs, 9 batches of 4, two to a step
-    assert losses(finished)[-1] < losses(finished)[0]
+    assert len(logged_losses(finished)) == 4 * 5  # 38 pairs, 9 batches of 4, two to a step
+    assert logged_losses(finished)[-1] < logged_losses(finished)[0]
 
 
 def test_a_killed_run_resumes_to_the_same_losses(finished, pictures, tmp_path):
     output_dir = tmp_path / "killed"
     arguments = command(pictures, output_dir)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        # Killed after the second checkpoint (mid-epoch, with accumulation), some steps later.
-        deadline = time.monotonic() + 300
-        while not (output_dir / "training_log.jsonl").exists() or len(losses_so_far(output_dir)) < 8:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    # Killed after the second checkpoint (mid-epoch, with accumulation), some steps later.
+    kill_after(arguments, output_dir, 8, environment)
     assert not (output_dir / "config.json").exists()
     result = run([*arguments, "--resume", "True"])
     assert result.returncode == 0, result.stderr
     assert "at step" in result.stdout
-    assert losses(output_dir) == losses(finished)
+    assert logged_losses(output_dir) == logged_losses(finished)
     assert (output_dir / "eval_results.json").read_text() == (finished / "eval_results.json").read_text()
 
 
@@ -129,11 +114,6 @@ def test_the_report_shows_the_split_that_training_held_out(finished):
     assert "(2 pairs)" in html
     assert html.count('class="card') == 2
     assert (finished / "report.png").stat().st_size > 10_000
-
-
-def losses_so_far(output_dir: Path) -> list[str]:
-    """Complete lines only: the run may be writing."""
-    return (output_dir / "training_log.jsonl").read_text().split("\n")[:-1]
 
 
 def test_the_report_shows_answers_of_a_second_repository(finished, tmp_path):
@@ -162,7 +142,7 @@ def test_the_script_runs_on_two_processes(pictures, tmp_path):
     result = run([*launch, *arguments[1:]], ACCELERATE_USE_CPU="true")
     assert result.returncode == 0, result.stderr
     # 38 pairs, two processes times two pairs, two batches to a step, and one evaluation of the whole split
-    assert len(losses(tmp_path / "two")) == 2 * 5
+    assert len(logged_losses(tmp_path / "two")) == 2 * 5
     assert json.loads((tmp_path / "two" / "eval_results.json").read_text())["num_eval_images"] == 2
 
 
@@ -177,7 +157,7 @@ def test_training_goes_on_from_a_finished_repository(finished, pictures, tmp_pat
     arguments = command(pictures, tmp_path / "more", "--model_name_or_path", str(finished))
     result = run([*arguments, "--num_epochs", "1"])
     assert result.returncode == 0, result.stderr
-    assert losses(tmp_path / "more")[0] < losses(finished)[0]
+    assert logged_losses(tmp_path / "more")[0] < logged_losses(finished)[0]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Training VW-LMM: conversations, stages, LoRA, the script, and pictures of visual words."""
 
 import functools
-import importlib.util
 import itertools
 import json
 import os
@@ -22,6 +21,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import (
     CAPTIONS,
+    load_example,
     run_card_snippet,
     tiny_config,
     tiny_model,
@@ -314,10 +314,7 @@ class _Interrupt(TrainerCallback):
 
 @pytest.mark.parametrize("lora_rank", [None, 2])
 def test_an_interrupted_stage_goes_on_where_it_was(tmp_path, monkeypatch, lora_rank):
-    spec = importlib.util.spec_from_file_location("train_vw_lmm", ROOT / "examples" / "train_vw_lmm.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_vw_lmm", script)
-    spec.loader.exec_module(script)
+    script = load_example("train_vw_lmm")
     processor = tiny_vw_lmm_processor()
     size = len(processor.tokenizer)
     model = tiny_vw_lmm(

@@ -187,13 +187,17 @@ def detect(
     from triptych.detection import Detector, draw_detections
 
     picture = _open(image)
-    source = Path(classes)
-    names = source.read_text(encoding="utf-8").splitlines() if source.is_file() else classes.split(",")
+    try:
+        names = Path(classes).read_text(encoding="utf-8").splitlines()
+    except OSError:  # names, which are no file and may be too long for the name of one
+        names = classes.split(",")
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
         _fail(f"`--classes` {classes!r} names nothing to look for.")
     if output is not None and not output.parent.is_dir():
         _fail(f"`--output` {output}: there is no folder {output.parent}.")
+    if output is not None and output.suffix.lower() != ".png":
+        _fail(f"`--output` {output} must end in .png.")
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:

@@ -42,14 +42,16 @@ class Detector:
             raise ValueError(f"`classes` must be a list of at least one name, got {classes!r}.")
         if new := sorted(set(classes) - self._embeds.keys()):
             inputs = self.processor(text=[new], return_tensors="pt").to(self.model.device)
-            inputs.pop("is_base", None)
-            self._embeds |= dict(zip(new, self.model.get_class_embeds(**inputs), strict=True))
+            embeds = self.model.get_class_embeds(inputs["input_ids"], inputs["attention_mask"])
+            self._embeds |= dict(zip(new, embeds, strict=True))
         return torch.stack([self._embeds[name] for name in classes])
 
     def is_base(self, classes: Sequence[str]) -> torch.Tensor | None:
         """Which classes had boxes in training, where the processor knows."""
-        known = self.processor.base_classes
-        return None if known is None else torch.tensor([name in set(known) for name in classes])
+        if self.processor.base_classes is None:
+            return None
+        known = set(self.processor.base_classes)
+        return torch.tensor([name in known for name in classes])
 
     @torch.no_grad()
     def __call__(

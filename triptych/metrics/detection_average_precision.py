@@ -20,7 +20,8 @@ Args:
         detection may match without gain or loss). With the configuration "lvis" also `negative_labels` (classes that were looked for
         and not found) and `not_exhaustive_labels` (classes of which objects may be missing).
     groups (`dict[str, list[int]]`, *optional*): Classes of every group.
-    max_detections (`int`): Best detections per image that count; LVIS takes 300.
+    max_detections (`int`): Best detections that count: of every class in an image, as COCO has it; with "lvis" of all classes in an
+        image together. COCO takes 100, LVIS 300.
 
 Returns:
     `ap` (mean over IoU 0.50 to 0.95), `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and for every group `ap_<group>` and
@@ -32,7 +33,9 @@ Tsung-Yi and Maire, Michael and Belongie, Serge and Hays, James and Perona, Piet
 C. Lawrence}}"""
 
 
-def _coco(predictions: list[dict], references: list[dict], is_lvis: bool) -> tuple[dict[str, Any], list[dict]]:
+def _coco(
+    predictions: list[dict], references: list[dict], is_lvis: bool, max_detections: int
+) -> tuple[dict[str, Any], list[dict]]:
     """Annotations and detections in COCO's own form; ids count from 1."""
     labels = {int(label) for row in references for label in row["labels"]}
     if is_lvis:
@@ -64,7 +67,10 @@ def _coco(predictions: list[dict], references: list[dict], is_lvis: bool) -> tup
                     "iscrowd": int(is_crowd),
                 }
             )
-        for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
+        rows = list(zip(found["boxes"], found["scores"], found["labels"], strict=True))
+        if is_lvis:
+            rows = sorted(rows, key=lambda row: -row[1])[:max_detections]
+        for box, score, label in rows:
             left, top, right, bottom = (float(side) for side in box)
             detections.append(
                 {
@@ -127,7 +133,7 @@ class DetectionAveragePrecision(evaluate.Metric):
                 "Average precision needs faster-coco-eval: pip install 'triptych[detection]'."
             ) from error
 
-        truth, detections = _coco(predictions, references, self.config_name == "lvis")
+        truth, detections = _coco(predictions, references, self.config_name == "lvis", max_detections)
         names: tuple[str, ...] = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
         names += tuple(f"{kind}_{group}" for group in groups or {} for kind in ("ap", "ap50"))
         if not truth["annotations"]:

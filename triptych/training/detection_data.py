@@ -30,10 +30,13 @@ class DetectionData:
         categories (`list[str]`): Name of every class, as it is shown to the model.
         groups (`dict[str, list[int]]`): Classes whose average precision is reported: `base` and `novel`, LVIS's `rare`, `common`
             and `frequent`.
+        is_lvis (`bool`): Whether images say which classes were looked for in them, as LVIS's do.
     """
 
-    def __init__(self, splits: DatasetDict, categories: list[str], groups: dict[str, list[int]]):
-        self.splits, self.categories, self.groups = splits, categories, groups
+    def __init__(
+        self, splits: DatasetDict, categories: list[str], groups: dict[str, list[int]], is_lvis: bool = False
+    ):
+        self.splits, self.categories, self.groups, self.is_lvis = splits, categories, groups, is_lvis
 
     @property
     def base(self) -> list[int]:
@@ -105,7 +108,15 @@ def _load_coco(train: str, test: str, folder: str) -> DetectionData:
         if "frequency" in category:
             groups.setdefault(_FREQUENCIES[category["frequency"]], []).append(position)
     names = [category["name"].replace("_", " ") for category in categories]  # LVIS: "baseball_bat"
-    return DetectionData(DatasetDict(splits), names, groups)
+    is_lvis = any("neg_category_ids" in image for image in found["test"]["images"])
+    return DetectionData(DatasetDict(splits), names, groups, is_lvis)
+
+
+def _columns(objects: dict[str, list] | list[dict[str, Any]]) -> dict[str, list]:
+    """The objects of an image as columns, where a data set has a list of them."""
+    if isinstance(objects, dict):
+        return objects
+    return {key: [entry[key] for entry in objects] for key in (objects[0] if objects else ("bbox", "category"))}
 
 
 def _load_objects(name: str, config_name: str | None, eval_split: str) -> DetectionData:
@@ -126,8 +137,8 @@ def _load_objects(name: str, config_name: str | None, eval_split: str) -> Detect
     if isinstance(label, datasets.ClassLabel):
         categories = list(label.names)
     elif label.dtype == "string":
-        rows = (row for split in data.values() for entry in split["objects"] for row in entry["category"])
-        categories = sorted(set(rows))
+        names = (row for split in data.values() for entry in split["objects"] for row in _columns(entry)["category"])
+        categories = sorted(set(names))
     else:
         raise ValueError(
             f"`objects.category` of {name!r} must be a ClassLabel or a name, got {label}: numbers alone do not say what things are."
@@ -237,11 +248,7 @@ class DetectionDataset(Dataset):
         self.epoch = epoch
 
     def _objects(self, row: dict[str, Any], size: tuple[int, int]) -> list[dict[str, Any]]:
-        objects = row["objects"]
-        if isinstance(objects, list):
-            objects = {
-                key: [entry[key] for entry in objects] for key in (objects[0] if objects else ("bbox", "category"))
-            }
+        objects = _columns(row["objects"])
         entries = []
         for position, (bbox, category) in enumerate(zip(objects["bbox"], objects["category"], strict=True)):
             category = self.names[category] if isinstance(category, str) else category
@@ -292,7 +299,9 @@ class DetectionDataset(Dataset):
         shown_width, shown_height = min(size, width - left), min(size, height - top)
         kept = []
         for entry in entries:
-            x, y, box_width, box_height = (side * factor for side in entry["bbox"])
+            across, down = width / image.width, height / image.height
+            x, box_width = (side * across for side in entry["bbox"][::2])
+            y, box_height = (side * down for side in entry["bbox"][1::2])
             x0, x1 = (min(max(edge - left, 0), shown_width) for edge in (x, x + box_width))
             y0, y1 = (min(max(edge - top, 0), shown_height) for edge in (y, y + box_height))
             if (x1 - x0) * (y1 - y0) < _LEAST_VISIBLE * box_width * box_height or min(x1 - x0, y1 - y0) < 1:

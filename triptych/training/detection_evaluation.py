@@ -47,12 +47,9 @@ def evaluate_detector(
         of the same regions.
     """
     was_training = model.training
-    detector, detection = Detector(model.eval(), processor), model.config.detection_config
+    detector = Detector(model.eval(), processor)
     embeds, is_base = detector.class_embeds(data.categories), detector.is_base(data.categories)
-    fusions = {
-        "": (detection.base_exponent, detection.novel_exponent),
-        "_without_fusion": (0.0, 0.0),
-    }
+    fusions = {"": True, "_without_fusion": False}
     rows: list[tuple[int, dict, dict[str, dict]]] = []
     with accelerator.split_between_processes(list(range(min(num_images, len(dataset))))) as indices:
         loader = DataLoader(
@@ -64,16 +61,15 @@ def evaluate_detector(
             pixel_values = processor(images=images, return_tensors="pt")["pixel_values"].to(accelerator.device)
             with accelerator.autocast():
                 regions = model.get_regions(pixel_values)
-            found: dict[str, list] = {}
-            for name, exponents in fusions.items():
-                detection.base_exponent, detection.novel_exponent = exponents
-                found[name] = processor.post_process_grounded_object_detection(
-                    model.classify(regions, embeds, is_base),
+            found = {
+                name: processor.post_process_grounded_object_detection(
+                    model.classify(regions, embeds, is_base, fusion=fusion),
                     threshold=0.0,
                     target_sizes=[(image.height, image.width) for image in images],
-                    top_k=detection.max_detections,
+                    top_k=model.config.detection_config.max_detections,
                 )
-            detection.base_exponent, detection.novel_exponent = fusions[""]
+                for name, fusion in fusions.items()
+            }
             for position, row in enumerate(batch):
                 predictions = {
                     name: {key: results[position][key].tolist() for key in ("boxes", "scores", "labels")}
@@ -82,18 +78,17 @@ def evaluate_detector(
                 rows.append((next(done), reference_of(row), predictions))
     model.train(was_training)
     rows = sorted(gather_object(rows), key=lambda row: row[0])
-    is_lvis = "negative_labels" in rows[0][1] and any(row[1]["negative_labels"] for row in rows)
     results: dict[str, float] = {}
     for name in fusions:
-        metric = DetectionAveragePrecision("lvis" if is_lvis else "default")
+        metric = DetectionAveragePrecision("lvis" if data.is_lvis else "default")
         references = [row[1] for row in rows]
-        if not is_lvis:
+        if not data.is_lvis:
             references = [{key: row[key] for key in ("boxes", "labels", "areas", "is_crowd")} for row in references]
         scores = metric.compute(
             predictions=[row[2][name] for row in rows],
             references=references,
             groups=data.groups,
-            max_detections=300 if is_lvis else 100,
+            max_detections=300 if data.is_lvis else 100,
         )
         results |= {f"{key}{name}": value for key, value in scores.items()}
     return results
