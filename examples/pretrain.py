@@ -215,7 +215,7 @@ def main() -> None:
     if args.dataset == "openmoji-scenes":
         size = config.vision_config.image_size
         train_set = EmojiPictures("train", size, seed=args.seed)
-        eval_set = EmojiPictures("test", size, pair_share=0.0)
+        eval_set = EmojiPictures("test", size, pair_share=0.0, thing_repeats=1)
     else:
         columns = {"image_column": args.image_column, "caption_column": args.caption_column}
         train_set = ImageCaptionDataset(

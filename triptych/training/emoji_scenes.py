@@ -208,15 +208,19 @@ class EmojiPictures(TorchDataset):
     Skin tones and flags are left out: they are more than half of all drawings, and differ by little but a colour.
 
     Args:
-        split (`str`): Of [`named_drawings`]; every drawing is the first one of a picture once per epoch.
+        split (`str`): Of [`named_drawings`]; every drawing is the first one of a picture at least once per epoch.
         image_size (`int`): Height and width, in pixels.
         pair_share (`float`): Share of the pictures with a second drawing.
+        thing_repeats (`int`): How often per epoch animals, foods, plants and vehicles are the first one, which scenes show.
         seed (`int`): Pictures depend on seed, epoch and index only.
     """
 
-    def __init__(self, split: str, image_size: int, pair_share: float = 0.4, seed: int = 0):
-        captions = [item["caption"] for item in named_drawings()[split]]
-        self.captions = [name for name in captions if "skin tone" not in name and not name.startswith("flag: ")]
+    def __init__(self, split: str, image_size: int, pair_share: float = 0.3, thing_repeats: int = 5, seed: int = 0):
+        self.captions: list[str] = []
+        for item in named_drawings()[split]:
+            name = item["caption"]
+            if "skin tone" not in name and not name.startswith("flag: "):
+                self.captions += [name] * (thing_repeats if _is_thing(item["file_name"]) else 1)
         self.split, self.image_size, self.pair_share, self.seed, self.epoch = split, image_size, pair_share, seed, 0
 
     def __len__(self) -> int:
