@@ -249,7 +249,7 @@ class MammutDetectionConfig(PreTrainedConfig):
         temperature (`float`, defaults to 0.01): Of the classifier, at the start; a factor is learned.
         keep_image_text_tower (`bool`, defaults to `False`):
             Keep a frozen copy of the image-text model's ViT for the image-text scores (DITO), where the ViT itself is trained. It
-            costs a second pass at inference. See [`MammutForObjectDetection.copy_image_text_tower`].
+            costs a second pass at inference, all of it in windows. See [`MammutForObjectDetection.copy_image_text_tower`].
         image_text_pool_size (`int`, defaults to 14): RoIAlign on the last map of the ViT.
         image_text_temperature (`float`, *optional*, defaults to 0.01):
             Of the image-text scores. `None`: the one that the image-text model has learned.

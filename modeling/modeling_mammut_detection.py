@@ -176,7 +176,9 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         if tower.pre_layernorm is not None:
             hidden_states = tower.pre_layernorm(hidden_states)
         rows, columns = (side // vision.patch_size for side in pixel_values.shape[-2:])
-        parts, num_layers = min(detection.num_global_layers, len(tower.layers)), len(tower.layers)
+        # Nothing has trained the kept tower to look beyond windows of about the size of its images.
+        num_layers, wanted = len(tower.layers), 0 if tower is self.image_text_tower else detection.num_global_layers
+        parts = min(wanted, num_layers)
         global_layers = {(part + 1) * num_layers // parts - 1 for part in range(parts)}
         window, is_split = detection.window_size, False
         for index, layer in enumerate(tower.layers):

@@ -284,6 +284,10 @@ def test_a_kept_tower_goes_on_scoring_as_before(tmp_path):
     )
     torch.testing.assert_close(kept, before.image_text_embeds[0])
     assert not torch.allclose(model.get_regions(pixels()).embeds, before.embeds)
+    changed = pixels()[:1]
+    changed[..., 32:, :] += 1  # another window
+    maps = [model._feature_map(model.image_text_tower, image) for image in (pixels()[:1], changed)]
+    torch.testing.assert_close(maps[0][..., :8, :], maps[1][..., :8, :])
     assert not any(parameter.requires_grad for parameter in model.image_text_tower.parameters())
     model.save_pretrained(tmp_path)
     again = MammutForObjectDetection.from_pretrained(tmp_path)

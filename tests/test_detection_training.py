@@ -275,4 +275,4 @@ def test_everything_that_is_trained_gets_a_gradient(variant, tmp_path):
     model(pixel_values=pixels(1), class_embeds=classes(2), labels=[box]).loss.backward()
     trained = {id(parameter) for group in groups for parameter in group["params"]}
     assert trained == {id(parameter) for parameter in model.parameters() if parameter.grad is not None}
-    assert {group["lr"] for group in groups} == {1e-3, 1e-4}
+    assert {group["lr"] for group in groups} == {1e-3, 3e-4}
