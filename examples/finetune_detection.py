@@ -1,6 +1,6 @@
 """Teach an image-text MaMMUT to find things: detection heads on base classes, tested on base and novel ones.
 
-Emoji scenes, at most an hour on two cores:
+Emoji scenes, 38 minutes on two cores, from the image-text model of docs/mammut.md, "Finding things":
     python examples/finetune_detection.py --output_dir outputs/detection --model_name_or_path outputs/mammut-scenes
 LVIS, rare classes held out:
     accelerate launch examples/finetune_detection.py --output_dir outputs/lvis --model_name_or_path outputs/mammut-large \

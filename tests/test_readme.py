@@ -78,12 +78,18 @@ def test_the_detection_snippet_runs(tmp_path, capsys, monkeypatch):
     assert "red apple" in capsys.readouterr().out
 
 
-def test_readme_commands_name_real_flags_and_targets():
+def test_commands_name_real_flags_and_targets():
     pretrain = load_example("pretrain")
     command = re.search(r"<!-- command: train -->\n```bash\n(.*?)```", README, re.DOTALL).group(1)
     arguments = shlex.split(command)[2:]
     (parsed,) = HfArgumentParser(pretrain.Arguments).parse_args_into_dataclasses(arguments)
     assert parsed.num_epochs == 30
+    text = (ROOT / "docs" / "mammut.md").read_text(encoding="utf-8")
+    commands = re.search(r"<!-- command: detect -->\n```bash\n(.*?)```", text, re.DOTALL).group(1)
+    for line in commands.replace("\\\n", " ").strip().splitlines():
+        _, path, *arguments = shlex.split(line)
+        script = load_example(Path(path).stem)
+        HfArgumentParser(script.Arguments).parse_args_into_dataclasses(arguments)  # which refuses unknown flags
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
