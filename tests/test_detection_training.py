@@ -245,7 +245,10 @@ def test_the_script_trains_resumes_and_writes_a_repository(tmp_path):
     results = json.loads((folder / "eval_results.json").read_text())
     assert {"ap50_base", "ap50_novel", "ap50_base_without_fusion", "ap50_novel_without_fusion"} <= results.keys()
     assert Image.open(folder / "pictures" / "0.png").size == (640, 640)
-    assert "zero-shot-object-detection" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "zero-shot-object-detection" in card
+    assert "from source)" in card
+    assert str(tmp_path) not in card
     processor = AutoProcessor.from_pretrained(folder)
     assert processor.base_classes == ["red apple"]
     assert processor.class_templates == ["a photo of a {}"]

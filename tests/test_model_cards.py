@@ -96,4 +96,5 @@ def test_the_stricter_licence_wins(tmp_path, data, base, expected):
         (tmp_path / "README.md").write_text(f"---\nlicense: {base}\n---\n")
     found, sentence = combined_license(data, str(tmp_path))
     assert found == expected
-    assert str(tmp_path) in sentence
+    assert tmp_path.name in sentence
+    assert str(tmp_path) not in sentence

@@ -82,6 +82,7 @@ def test_the_script_writes_a_complete_repository(finished):
     files = {path.name for path in finished.iterdir()}
     assert {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "README.md"} <= files
     assert {"eval_results.json", "training_log.jsonl", "modeling_grr_coca.py"} <= files
+    assert str(finished.parent) not in (finished / "README.md").read_text()
     assert not (finished / "checkpoints").exists()
     results = json.loads((finished / "eval_results.json").read_text())
     assert results["num_eval_images"] == 2

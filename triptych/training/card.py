@@ -87,6 +87,11 @@ _QUESTION_METRICS = """\
 restricts them. The other accuracies are over one kind of answer each."""
 
 
+def _portable(name: str) -> str:
+    """A path without the folders of this machine; anything else as it is."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def training_command() -> str:
     """How this run was started, for the card: without access tokens and the folders of this machine."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -99,7 +104,7 @@ def training_command() -> str:
             if not value:
                 next(arguments, None)
             continue
-        words.append(Path(word).name if Path(word).is_absolute() else word)
+        words.append(_portable(word))
     return shlex.join(words)
 
 
@@ -122,9 +127,7 @@ def combined_license(data: str | None, base: str | None) -> tuple[str | None, st
         licence = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.license
     except (OSError, ValueError):  # no card, no network
         licence = None
-    origin = (
-        f" The checkpoint it started from, {base}, states {f'the licence {licence}' if licence else 'no licence'}."
-    )
+    origin = f" The checkpoint it started from, {_portable(base)}, states {f'the licence {licence}' if licence else 'no licence'}."
     if licence is None or licence in (data, *_PERMISSIVE):
         return data, origin
     return (licence if data in _PERMISSIVE else None), origin
@@ -139,9 +142,11 @@ def pretraining_card(
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Fields of the card template for a run of `examples/pretrain.py`."""
-    is_openmoji = arguments["dataset"] == "openmoji"
-    origin = arguments["model_name_or_path"] or f"preset {arguments['preset']}, from scratch"
-    dataset = "OpenMoji captions" if is_openmoji else arguments["dataset"]
+    is_openmoji = arguments["dataset"] in ("openmoji", "openmoji-scenes")
+    grounds = "white" if arguments["dataset"] == "openmoji" else "plain and patterned grounds"
+    source = arguments["model_name_or_path"]
+    origin = f"from {_portable(source)}" if source else f"preset {arguments['preset']}, from scratch"
+    dataset = "OpenMoji captions" if is_openmoji else _portable(arguments["dataset"])
     name = Path(arguments["output_dir"]).resolve().name
     batch_size = arguments["batch_size"] * accelerator.num_processes * arguments["gradient_accumulation_steps"]
     if is_openmoji:
@@ -151,7 +156,7 @@ def pretraining_card(
             "The weights were trained on CC BY-SA 4.0 material and are published under the same licence."
         )
         limits = (
-            "The model knows flat emoji drawings on white and their names, nothing else: photographs are out of its "
+            f"The model knows flat emoji drawings on {grounds} and their names, nothing else: photographs are out of its "
             "domain. A concept without a relative in the training split is named wrongly. Skin tones and genders in its "
             "captions are those of Unicode's names, not statements about people."
         )
@@ -164,7 +169,7 @@ def pretraining_card(
         "repo": name,
         "license": license_id if license_id != "unknown" else None,
         "language": "en" if is_openmoji else None,
-        "dataset_ids": None if is_openmoji or Path(dataset).exists() else [dataset],
+        "dataset_ids": None if is_openmoji or Path(arguments["dataset"]).exists() else [dataset],
         "summary": (
             f"A contrastive captioner ({model.config.model_type}, {model.num_parameters() / 1e6:.1f} M parameters, {origin}), "
             f"trained on {dataset}: it writes captions, and embeds images and texts in one space."
@@ -213,7 +218,7 @@ def question_card(
 ) -> dict[str, Any]:
     """Fields of the card template for a run of `examples/finetune_vqa.py` or `examples/finetune_video_qa.py`."""
     batch_size = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
-    dataset = arguments["dataset"]
+    dataset = _portable(arguments["dataset"])
     data_license = arguments["dataset_license"]
     default = (data_license, f"Trained on {dataset}; licence of the data: {data_license or 'unknown'}.")
     license_id, statement = _QUESTION_DATA.get(dataset, default)
@@ -222,7 +227,8 @@ def question_card(
     if arguments["kind"] == "video":
         usage = usage.replace('images=Image.open("picture.png")', 'videos="clip.mp4"')
     name = Path(str(training_args.output_dir)).resolve().name
-    origin = arguments["model_name_or_path"] or f"preset {arguments['preset']}, from scratch"
+    source = arguments["model_name_or_path"]
+    origin = f"from {_portable(source)}" if source else f"preset {arguments['preset']}, from scratch"
     return {
         "name": name,
         "repo": name,
@@ -230,7 +236,7 @@ def question_card(
         "language": "en" if dataset in _QUESTION_DATA else None,
         "pipeline_tag": "visual-question-answering" if arguments["kind"] == "image" else "video-text-to-text",
         "tags": ["visual-question-answering"],
-        "dataset_ids": None if dataset in _QUESTION_DATA or Path(dataset).exists() else [dataset],
+        "dataset_ids": None if dataset in _QUESTION_DATA or Path(arguments["dataset"]).exists() else [dataset],
         "summary": (
             f"MaMMUT ({model.num_parameters() / 1e6:.1f} M parameters, {origin}), trained on {dataset}: it answers "
             f"questions about {arguments['kind']}s in its own words."
@@ -266,7 +272,7 @@ def visual_words_card(
     minutes: float,
 ) -> dict[str, Any]:
     """Fields of the card template for a run of `examples/train_vw_lmm.py`."""
-    dataset = arguments["dataset"]
+    dataset = _portable(arguments["dataset"])
     is_default = dataset == "openmoji-questions"
     name = Path(str(training_args.output_dir)).resolve().name
     text = arguments["text"] or "SmolLM2-135M-Instruct"
@@ -278,7 +284,7 @@ def visual_words_card(
         "language": "en" if is_default else None,
         "pipeline_tag": "image-text-to-text",
         "tags": ["visual-question-answering"],
-        "dataset_ids": None if is_default or Path(dataset).exists() else [dataset],
+        "dataset_ids": None if is_default or Path(arguments["dataset"]).exists() else [dataset],
         "summary": (
             f"VW-LMM ({model.num_parameters() / 1e6:.1f} M parameters): {text}, which reads images through the tower of "
             f"{arguments['vision']} and was also trained to predict them as visual words. It answers questions about images; "
@@ -332,10 +338,10 @@ def detection_card(
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Fields of the card template for a run of `examples/finetune_detection.py`."""
-    dataset = arguments["dataset"]
+    dataset = _portable(arguments["dataset"])
     is_default = dataset == "emoji-scenes"
     name = Path(arguments["output_dir"]).resolve().name
-    source = "random weights" if arguments["random_weights"] else arguments["model_name_or_path"]
+    source = "random weights" if arguments["random_weights"] else _portable(arguments["model_name_or_path"])
     data_license = openmoji.LICENSE if is_default else arguments["dataset_license"]
     license_id, origin_licence = combined_license(data_license, arguments["model_name_or_path"])
     backbone = arguments["backbone_learning_rate"]
@@ -347,7 +353,7 @@ def detection_card(
         "language": "en" if is_default else None,
         "pipeline_tag": "zero-shot-object-detection",
         "tags": ["object-detection", "open-vocabulary"],
-        "dataset_ids": None if is_default or Path(dataset).exists() else [dataset],
+        "dataset_ids": None if is_default or Path(arguments["dataset"]).exists() else [dataset],
         "summary": (
             f"An open-vocabulary detector: MaMMUT ({model.num_parameters() / 1e6:.1f} M parameters, from {source}) with a feature "
             f"pyramid and detection heads, trained on the boxes of {dataset}. Any words are classes."
@@ -396,7 +402,7 @@ def adapter_card(
     """Fields of the adapter's card template for a run of `examples/finetune_lora.py`."""
     is_vqa = arguments["task"] == "vqa"
     default, known = ("easy-vqa", easy_vqa) if is_vqa else ("openmoji", openmoji)
-    dataset = arguments["dataset"] or default
+    dataset = _portable(arguments["dataset"] or default)
     name = Path(str(training_args.output_dir)).resolve().name
     license_id: str | None = arguments["dataset_license"]
     statement = f"Trained on {dataset}; licence of the data: {license_id or 'unknown'}."
@@ -412,10 +418,10 @@ def adapter_card(
         "license": license_id,
         "pipeline_tag": "visual-question-answering" if is_vqa else "image-to-text",
         "tags": ["visual-question-answering" if is_vqa else "image-captioning"],
-        "dataset_ids": None if dataset == default or Path(dataset).exists() else [dataset],
+        "dataset_ids": None if dataset == default or Path(arguments["dataset"]).exists() else [dataset],
         "summary": (
             f"An adapter ({arguments['method']}{shape} on {arguments['target_modules']}) for "
-            f"{arguments['model_name_or_path']}, trained on {dataset}: it "
+            f"{_portable(arguments['model_name_or_path'])}, trained on {dataset}: it "
             f"{'answers questions about images' if is_vqa else 'writes captions'}."
         ),
         "training": {
