@@ -176,9 +176,9 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         if tower.pre_layernorm is not None:
             hidden_states = tower.pre_layernorm(hidden_states)
         rows, columns = (side // vision.patch_size for side in pixel_values.shape[-2:])
+        num_layers = len(tower.layers)
         # Nothing has trained the kept tower to look beyond windows of about the size of its images.
-        num_layers, wanted = len(tower.layers), 0 if tower is self.image_text_tower else detection.num_global_layers
-        parts = min(wanted, num_layers)
+        parts = 0 if tower is self.image_text_tower else min(detection.num_global_layers, num_layers)
         global_layers = {(part + 1) * num_layers // parts - 1 for part in range(parts)}
         window, is_split = detection.window_size, False
         for index, layer in enumerate(tower.layers):
@@ -350,7 +350,9 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         image_text = image_text * (self.model.logit_scale.float().exp() if temperature is None else 1 / temperature)
         if class_mask is not None:
             hidden = ~nn.functional.pad(class_mask.bool().to(own.device), (1, 0), value=True)[:, None]
-            own, image_text = (logits.masked_fill(hidden, -torch.finfo().max) for logits in (own, image_text))
+            own, image_text = (
+                logits.masked_fill(hidden, torch.finfo(logits.dtype).min) for logits in (own, image_text)
+            )
         if fusion:
             fused = fuse_scores(own, image_text, is_base, detection.base_exponent, detection.novel_exponent)
         else:
