@@ -338,9 +338,14 @@ class MammutForObjectDetection(MammutPreTrainedModel):
                 f"`class_embeds` must have shape (num_classes, {regions.embeds.shape[-1]}) with at least one class, got "
                 f"{tuple(class_embeds.shape)}."
             )
-        for name, given in (("is_base", is_base), ("class_mask", class_mask)):
-            if given is not None and given.shape[-1] != num_classes:
-                raise ValueError(f"`{name}` must say yes or no to {num_classes} classes, got {tuple(given.shape)}.")
+        per_image = (len(regions.boxes), num_classes)
+        for name, given, shapes in (
+            ("is_base", is_base, ((num_classes,), per_image)),
+            ("class_mask", class_mask, (per_image,)),
+        ):
+            if given is not None and tuple(given.shape) not in shapes:
+                expected = " or ".join(str(shape) for shape in shapes)
+                raise ValueError(f"`{name}` must have shape {expected}, got {tuple(given.shape)}.")
         if is_base is not None:
             is_base = is_base.bool().to(regions.boxes.device)
             is_base = is_base[:, None] if is_base.ndim == 2 else is_base

@@ -84,13 +84,13 @@ def random_probabilities(*shape: int) -> torch.Tensor:
 
 
 def test_fusion_with_exponents_of_zero_is_the_detector_and_scores_sum_to_one():
-    own, image_text = random_probabilities(2, 7, 6), random_probabilities(2, 8, 6)[:, :7]
+    own, image_text = random_probabilities(2, 7, 6).double(), random_probabilities(2, 8, 6)[:, :7].double()
     is_base = torch.tensor([True, False, True, False, False])
     found = fuse_scores(own.log(), image_text.log(), is_base, 0.0, 0.0)
-    torch.testing.assert_close(found, own, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, own, atol=1e-7, rtol=0)
     for known in (is_base, None):
         fused = fuse_scores(own.log(), image_text.log(), known, 0.35, 0.65)
-        torch.testing.assert_close(fused.sum(-1), torch.ones(2, 7))
+        torch.testing.assert_close(fused.sum(-1), torch.ones(2, 7, dtype=torch.float64))
 
 
 def test_fusion_is_the_geometric_mean_with_an_exponent_for_each_kind():
@@ -482,7 +482,14 @@ def test_bad_inputs_are_named():
         ({"pixel_values": pixels(), "input_ids": torch.ones(3, 4, dtype=torch.long)}, "equally many classes"),
         ({"pixel_values": pixels(), "input_ids": torch.ones(0, 4, dtype=torch.long)}, "at least one"),
         ({"pixel_values": torch.zeros(1, 3, 72, 72), "class_embeds": embeds}, "multiple of 16 pixels"),
-        ({"pixel_values": pixels(), "class_embeds": embeds, "is_base": torch.ones(2).bool()}, "is_base"),
+        (
+            {"pixel_values": pixels(), "class_embeds": embeds, "is_base": torch.ones(2).bool()},
+            r"is_base.*\(3,\) or \(2, 3\)",
+        ),
+        (
+            {"pixel_values": pixels(), "class_embeds": embeds, "class_mask": torch.ones(3).bool()},
+            r"class_mask.*\(2, 3\)",
+        ),
         ({"pixel_values": pixels(), "class_embeds": embeds, "labels": [labels_of()]}, "every image, got 1 for 2"),
         (
             {"pixel_values": pixels(1), "class_embeds": embeds, "labels": [labels_of((0.5, 0.5, 0.5, 0.5), number=3)]},
@@ -675,6 +682,8 @@ def test_the_command_draws_what_it_finds(tmp_path):
         ([" , "], "names nothing"),
         (["bus", "-o", str(tmp_path / "no" / "a.png")], "no folder"),
         (["bus", "-o", str(tmp_path / "found")], "end in .png"),
+        ([str(tmp_path / "nmaes.txt")], "no such file"),
+        ([str(tmp_path / "picture.png")], "not text"),
     ):
         result = CliRunner().invoke(app, [*arguments, "--classes", *bad])
         assert result.exit_code == 2

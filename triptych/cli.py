@@ -190,7 +190,11 @@ def detect(
     try:
         names = Path(classes).read_text(encoding="utf-8").splitlines()
     except OSError:  # names, which are no file and may be too long for the name of one
+        if classes.endswith(".txt"):
+            _fail(f"`--classes` {classes}: there is no such file.")
         names = classes.split(",")
+    except UnicodeDecodeError:
+        _fail(f"`--classes` {classes} is not text; expected one name per line.")
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
         _fail(f"`--classes` {classes!r} names nothing to look for.")
