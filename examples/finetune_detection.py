@@ -27,6 +27,7 @@ from transformers import AutoProcessor, HfArgumentParser, Owlv2ImageProcessor, g
 from triptych import MammutConfig, MammutForObjectDetection, MammutProcessor
 from triptych.detection import Detector, draw_detections
 from triptych.hub import save_repository
+from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.card import detection_card
 from triptych.training.checkpoints import latest_checkpoint, refuse_old_checkpoints, save_checkpoint
 from triptych.training.detection_data import DetectionCollator, DetectionDataset, load_detection
@@ -214,7 +215,7 @@ def main() -> None:
     if args.attn_implementation is not None:
         model.set_attn_implementation(args.attn_implementation)
     if args.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_activations(model)
     train_set = DetectionDataset(
         data.splits["train"],
         data.categories,

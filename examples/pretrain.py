@@ -42,6 +42,7 @@ from triptych import (
     MammutProcessor,
 )
 from triptych.hub import save_repository
+from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.card import pretraining_card
 from triptych.training.checkpoints import latest_checkpoint, refuse_old_checkpoints, save_checkpoint
 from triptych.training.data import ImageCaptionDataset, PairCollator, load_pairs
@@ -208,7 +209,7 @@ def main() -> None:
         args.attn_implementation or ("eager" if accelerator.device.type == "cpu" else "sdpa")
     )
     if args.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_activations(model)
 
     train_set: EmojiPictures | ImageCaptionDataset
     eval_set: EmojiPictures | ImageCaptionDataset

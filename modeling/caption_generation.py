@@ -5,21 +5,22 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
 
 from .inputs import align_prompts
+from .transformers_versions import CACHE_NAME, named_cache, takes_cache
 
 
-def has_cached_image(past_key_values) -> bool:
+def has_cached_image(cache) -> bool:
     """Whether the keys and values of the image are already in the cache."""
-    return isinstance(past_key_values, EncoderDecoderCache) and past_key_values.is_updated.get(0, False)
+    return isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(0, False)
 
 
 class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "GenerationMixin" in the name
     """For models with `get_image_features(...).image_tokens`, the memory of their text decoder."""
 
-    def _check_cache(self, past_key_values) -> None:
-        if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
+    def _check_cache(self, cache) -> None:
+        if cache is not None and not isinstance(cache, EncoderDecoderCache):
             raise ValueError(
-                "`past_key_values` must be an `EncoderDecoderCache` (text and image keys are kept apart), got "
-                f"{type(past_key_values).__name__}."
+                f"`{CACHE_NAME}` must be an `EncoderDecoderCache` (text and image keys are kept apart), got "
+                f"{type(cache).__name__}."
             )
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
@@ -29,9 +30,9 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
                 f"{self.config.max_position_embeddings} tokens. Lower `max_new_tokens` (or `max_length`)."
             )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE_NAME)
         if cache is not None and not isinstance(cache, EncoderDecoderCache):
-            model_kwargs["past_key_values"] = EncoderDecoderCache(cache, DynamicCache())
+            model_kwargs[CACHE_NAME] = EncoderDecoderCache(cache, DynamicCache())
 
     def _prompt_inputs(self, attention_mask: torch.LongTensor) -> dict[str, torch.Tensor]:
         """What `forward` wants to know about prompts, beside their tokens; none by default.
@@ -41,6 +42,7 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         """
         return {}
 
+    @takes_cache
     @torch.no_grad()
     def generate(
         self,
@@ -48,6 +50,7 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         pixel_values: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Caption images with transformers' `generate`: greedy, beam, sampling, assisted, any cache.
@@ -63,6 +66,8 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
             image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
                 Instead of `pixel_values`, from an earlier `get_image_features`.
             interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+            cache (`EncoderDecoderCache`, *optional*):
+                Of an earlier call, whose texts are continued; `past_key_values` before transformers 5.24.
             kwargs: Everything else that `GenerationMixin.generate` accepts.
 
         Returns:
@@ -72,7 +77,6 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         Raises:
             ValueError: If there is no image, images and prompts differ in number, or the request exceeds the context.
         """
-        cache = kwargs.get("past_key_values")
         if pixel_values is not None and image_tokens is not None:
             raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
         if pixel_values is None and image_tokens is None and not has_cached_image(cache):
@@ -100,6 +104,8 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
                 kwargs |= self._prompt_inputs(kwargs["attention_mask"])
         if image_tokens is not None:
             kwargs["image_tokens"] = image_tokens
+        if cache is not None:
+            kwargs |= named_cache(cache)
         return super().generate(input_ids, **kwargs)
 
 

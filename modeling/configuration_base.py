@@ -1,4 +1,6 @@
-"""What the configurations of this package share: presets by name, and checks of sizes."""
+"""What the configurations of this package share: parts of their own, presets by name, and checks of sizes."""
+
+from typing import Any, ClassVar
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -21,6 +23,33 @@ def check_patches(image_size: int, patch_size: int) -> None:
     """Refuse images that patches cannot tile."""
     if image_size % patch_size != 0:
         raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {image_size} and {patch_size}.")
+
+
+class CompositeConfig(PreTrainedConfig):
+    """A configuration with configurations of parts, named in `sub_configs`; a field may hold one, its fields, or nothing.
+
+    transformers has two ways to build and save parts, one up to 5.19 and one since. This is a third, which both accept.
+    """
+
+    optional_sub_configs: ClassVar[tuple[str, ...]] = ()  # where nothing means that there is no such part
+
+    def __post_init__(self, **kwargs):
+        for name, config_class in self.sub_configs.items():
+            fields = getattr(self, name)
+            if isinstance(fields, PreTrainedConfig) or (fields is None and name in self.optional_sub_configs):
+                continue
+            build = AutoConfig.for_model if config_class is AutoConfig else config_class
+            setattr(self, name, build(**(fields or {})))
+        super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes: of every part, too, only what its class does not say."""
+        fields = super().to_diff_dict()
+        for name in self.sub_configs:
+            if getattr(self, name) is not None:
+                fields[name] = getattr(self, name).to_diff_dict()
+                fields[name].pop("transformers_version", None)
+        return fields
 
 
 def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: dict) -> dict:
@@ -53,4 +82,4 @@ def preset_fields(config_class: type[PreTrainedConfig], presets: dict[str, dict]
     return merge_fields(config_class, presets[name], overrides)
 
 
-__all__ = ["check_heads", "check_patches", "check_positive", "merge_fields", "preset_fields"]
+__all__ = ["CompositeConfig", "check_heads", "check_patches", "check_positive", "merge_fields", "preset_fields"]

@@ -16,7 +16,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_base import check_heads, check_patches, check_positive, preset_fields
+from .configuration_base import CompositeConfig, check_heads, check_patches, check_positive, preset_fields
 
 
 def _check_rope(head_dim: int, position_embedding_type: str) -> None:
@@ -200,7 +200,7 @@ class GrrCocaTextConfig(PreTrainedConfig):
 
 
 @strict
-class GrrCocaConfig(PreTrainedConfig):
+class GrrCocaConfig(CompositeConfig):
     r"""Configuration of [`GrrCocaModel`] and [`GrrCocaForConditionalGeneration`].
 
     Args:
@@ -226,7 +226,7 @@ class GrrCocaConfig(PreTrainedConfig):
     """
 
     model_type = "grr_coca"
-    sub_configs_defaults = {"vision_config": GrrCocaVisionConfig, "text_config": GrrCocaTextConfig}  # noqa: RUF012
+    sub_configs = {"vision_config": GrrCocaVisionConfig, "text_config": GrrCocaTextConfig}  # noqa: RUF012
     base_model_fsdp_plan = None
 
     vision_config: dict | PreTrainedConfig | None = None

@@ -10,9 +10,9 @@ import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_base import check_heads, check_patches, check_positive, preset_fields
+from .configuration_base import CompositeConfig, check_heads, check_patches, check_positive, preset_fields
 
 
 # TubeViT's tubes (arXiv 2212.03229), as kernel, stride and offset in frames x pixels x pixels
@@ -326,7 +326,7 @@ class MammutDetectionConfig(PreTrainedConfig):
 
 
 @strict
-class MammutConfig(PreTrainedConfig):
+class MammutConfig(CompositeConfig):
     r"""Configuration of [`MammutModel`], [`MammutForConditionalGeneration`] and [`MammutForObjectDetection`].
 
     Args:
@@ -356,11 +356,12 @@ class MammutConfig(PreTrainedConfig):
     """
 
     model_type = "mammut"
-    sub_configs_defaults = {  # noqa: RUF012
+    sub_configs = {  # noqa: RUF012
         "vision_config": MammutVisionConfig,
         "text_config": MammutTextConfig,
-        "detection_config": SubConfigSpec(MammutDetectionConfig, optional=True),
+        "detection_config": MammutDetectionConfig,
     }
+    optional_sub_configs = ("detection_config",)
     base_model_fsdp_plan = None
 
     vision_config: dict | PreTrainedConfig | None = None

@@ -4,10 +4,10 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-from .configuration_base import check_positive, preset_fields
+from .configuration_base import CompositeConfig, check_positive, preset_fields
 from .vision_towers import own_tower_config
 
 
@@ -16,7 +16,7 @@ MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("vw_lmm", "VwLmmForCausalLM")
 
 
 @strict
-class VwLmmConfig(PreTrainedConfig):
+class VwLmmConfig(CompositeConfig):
     r"""Configuration of [`VwLmmModel`] and [`VwLmmForCausalLM`]: a vision tower, an adapter, and a causal language model.
 
     Args:
@@ -48,10 +48,7 @@ class VwLmmConfig(PreTrainedConfig):
     """
 
     model_type = "vw_lmm"
-    sub_configs_defaults = {  # noqa: RUF012
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-    }
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
     base_model_fsdp_plan = None
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -70,6 +67,9 @@ class VwLmmConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        for name, model_type in (("vision_config", "clip_vision_model"), ("text_config", "llama")):
+            if not isinstance(getattr(self, name), PreTrainedConfig):
+                setattr(self, name, {"model_type": model_type, **(getattr(self, name) or {})})
         if isinstance(self.vision_config, dict):
             self.vision_config = own_tower_config(self.vision_config) or self.vision_config
         super().__post_init__(**kwargs)

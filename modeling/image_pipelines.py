@@ -9,6 +9,8 @@ from transformers import GenerationConfig
 from transformers.image_utils import load_image
 from transformers.pipelines import Pipeline, ZeroShotImageClassificationPipeline
 
+from .transformers_versions import pipeline_generate_kwargs
+
 
 class _GeneratingPipeline(Pipeline):
     """One image and one text per item; the processor decides how they become a prompt."""
@@ -49,12 +51,10 @@ class _GeneratingPipeline(Pipeline):
         return inputs.to(self.dtype)
 
     def _generate(self, inputs, generate_kwargs: dict | None, **overrides):
-        asked = generate_kwargs or {}
-        kwargs = self._prepare_generate_kwargs(asked, return_dict_in_generate=True, **overrides)
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        if context is not None and "max_new_tokens" in kwargs.keys() - asked.keys():  # our default: only what fits
-            longest = int(inputs["attention_mask"].sum(-1).max()) if "attention_mask" in inputs else 1
-            kwargs["max_new_tokens"] = max(1, min(kwargs["max_new_tokens"], context - longest))
+        room = getattr(self.model.config, "max_position_embeddings", None)
+        if room is not None:
+            room -= int(inputs["attention_mask"].sum(-1).max()) if "attention_mask" in inputs else 1
+        kwargs = pipeline_generate_kwargs(self, generate_kwargs or {}, room, return_dict_in_generate=True, **overrides)
         return self.model.generate(**inputs, **kwargs)
 
     @staticmethod

@@ -69,6 +69,27 @@ def resize_position_table(table: torch.Tensor, grid_size: int, height: int, widt
     return torch.cat([special, grid[0].flatten(1).T.to(table.dtype)])
 
 
+def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The positions that get logits, as `logits_to_keep` of transformers' `forward` methods chooses them.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Of all positions.
+        logits_to_keep (`int` or `torch.Tensor`):
+            The last so many positions, 0 for all; or indices, of shape `(positions,)` or `(batch_size, positions)`; or a
+            boolean mask of shape `(batch_size, sequence_length)`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, positions, hidden_size)`; for a mask `(positions, hidden_size)`.
+    """
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:]
+    if logits_to_keep.ndim == 1:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
+
+
 def rotary_angles(position_ids: torch.Tensor, dim: int, theta: float) -> torch.Tensor:
     """Angles of one-dimensional RoPE (Su et al. 2021, arXiv 2104.09864, eq. 15).
 
@@ -140,6 +161,9 @@ class Attention(nn.Module):
 
     Keys and values come from `key_value_states` if these are given (cross-attention) and from `hidden_states` otherwise.
 
+    The cache is called `layer_past`: the one name that every version of transformers takes away from a layer whose
+    activations are checkpointed, where it would be written twice.
+
     Args:
         config: Config of the owning model; names the attention implementation.
         is_causal (`bool`): Whether a query may see later keys when no mask is given. Never true for cross-attention.
@@ -178,7 +202,7 @@ class Attention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        past_key_values: Cache | None,
+        layer_past: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rotated_states = hidden_states
         if rotary is not None and self.config.rope_placement == "pre_proj":
@@ -188,24 +212,24 @@ class Attention(nn.Module):
         value = self._split_heads(self.v_proj(hidden_states))
         if rotary is not None and self.config.rope_placement == "post_proj":
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
-        if past_key_values is not None:
-            if isinstance(past_key_values, EncoderDecoderCache):
-                past_key_values = past_key_values.self_attention_cache
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if layer_past is not None:
+            if isinstance(layer_past, EncoderDecoderCache):
+                layer_past = layer_past.self_attention_cache
+            key, value = layer_past.update(key, value, self.layer_idx)
         return query, key, value
 
     def _cross_attention_states(
-        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor, past_key_values: EncoderDecoderCache | None
+        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor, layer_past: EncoderDecoderCache | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         query = self._split_heads(self.q_proj(hidden_states))
-        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
-            cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        if layer_past is not None and layer_past.is_updated.get(self.layer_idx):
+            cached = layer_past.cross_attention_cache.layers[self.layer_idx]
             return query, cached.keys, cached.values
         key = self._split_heads(self.k_proj(key_value_states))
         value = self._split_heads(self.v_proj(key_value_states))
-        if past_key_values is not None:
-            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
-            past_key_values.is_updated[self.layer_idx] = True
+        if layer_past is not None:
+            key, value = layer_past.cross_attention_cache.update(key, value, self.layer_idx)
+            layer_past.is_updated[self.layer_idx] = True
         return query, key, value
 
     def forward(
@@ -214,14 +238,14 @@ class Attention(nn.Module):
         key_value_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
+        layer_past: Cache | None = None,
         is_cross_attention: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if is_cross_attention:
-            query, key, value = self._cross_attention_states(hidden_states, key_value_states, past_key_values)
+            query, key, value = self._cross_attention_states(hidden_states, key_value_states, layer_past)
         else:
-            query, key, value = self._self_attention_states(hidden_states, rotary, past_key_values)
+            query, key, value = self._self_attention_states(hidden_states, rotary, layer_past)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -255,14 +279,14 @@ class SelfAttentionBlock(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
+        layer_past: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         attended, _ = self.self_attn(
             self.layer_norm1(hidden_states),
             attention_mask=attention_mask,
             rotary=rotary,
-            past_key_values=past_key_values,
+            layer_past=layer_past,
             **kwargs,
         )
         hidden_states = hidden_states + self.dropout(attended)
@@ -293,7 +317,7 @@ class CrossAttentionBlock(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None,
-        past_key_values: EncoderDecoderCache | None = None,
+        layer_past: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         if self.layer_norm_kv is not None and encoder_hidden_states is not None:
@@ -301,7 +325,7 @@ class CrossAttentionBlock(GradientCheckpointingLayer):
         attended, _ = self.cross_attn(
             self.layer_norm1(hidden_states),
             key_value_states=encoder_hidden_states,
-            past_key_values=past_key_values,
+            layer_past=layer_past,
             is_cross_attention=True,
             **kwargs,
         )
@@ -321,4 +345,5 @@ __all__ = [
     "eager_attention_forward",
     "resize_position_table",
     "rotary_embedding",
+    "slice_logits_to_keep",
 ]

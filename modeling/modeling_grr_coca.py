@@ -10,8 +10,12 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithCrossAttentions,
+)
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -26,10 +30,12 @@ from .layers import (
     build_norm,
     resize_position_table,
     rotary_embedding,
+    slice_logits_to_keep,
 )
 from .losses import captioning_loss, contrastive_loss
 from .self_contained import SelfContainedMixin
 from .towers import TowerMixin
+from .transformers_versions import CACHE_NAME, takes_cache
 
 
 @dataclass
@@ -76,18 +82,19 @@ class GrrCocaOutput(ModelOutput):
 
 
 @dataclass
-class GrrCocaConditionalGenerationOutput(ModelOutput):
+class GrrCocaConditionalGenerationOutput(CausalLMOutputWithCrossAttentions):
     """Output of [`GrrCocaForConditionalGeneration`].
 
     Args:
         loss (`torch.Tensor` of shape `()`, returned with `labels`):
             `contrastive_loss_weight * contrastive_loss + caption_loss_weight * caption_loss`; CoCa eq. (4).
-        contrastive_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted contrastive part.
-        caption_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted captioning part, nats per token.
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`):
             Next-token scores; absent while training with `labels` unless `skip_logits=False`.
-        past_key_values (`EncoderDecoderCache`): Keys and values of both decoder halves and of the image.
+        cache (`EncoderDecoderCache`): Keys and values of both decoder halves and of the image. `past_key_values` before transformers
+            5.24.
         hidden_states, attentions, cross_attentions: Of the multimodal decoder, per layer, when asked for.
+        contrastive_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted contrastive part.
+        caption_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted captioning part, nats per token.
         logits_per_image, logits_per_text, text_embeds, image_embeds:
             As in [`GrrCocaOutput`], where the contrastive side was computed (`image_embeds`: whenever images were).
         image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`):
@@ -95,14 +102,8 @@ class GrrCocaConditionalGenerationOutput(ModelOutput):
         text_model_output, vision_model_output: Outputs of the towers.
     """
 
-    loss: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
     caption_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: EncoderDecoderCache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
     logits_per_image: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
@@ -203,13 +204,13 @@ class GrrCocaMultimodalLayer(nn.Module):
         encoder_hidden_states: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        layer_past: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         hidden_states = self.self_block(
-            hidden_states, attention_mask=attention_mask, rotary=rotary, past_key_values=past_key_values, **kwargs
+            hidden_states, attention_mask=attention_mask, rotary=rotary, layer_past=layer_past, **kwargs
         )
-        return self.cross_block(hidden_states, encoder_hidden_states, past_key_values=past_key_values, **kwargs)
+        return self.cross_block(hidden_states, encoder_hidden_states, layer_past=layer_past, **kwargs)
 
 
 class GrrCocaPreTrainedModel(SelfContainedMixin, PreTrainedModel):
@@ -221,7 +222,7 @@ class GrrCocaPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # a batch-contrastive loss cannot be divided by a token count of several batches
     _no_split_modules = ["SelfAttentionBlock", "CrossAttentionBlock", "GrrCocaVisionEmbeddings", "GrrCocaPooler"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values", "layer_past"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["logit_scale"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -402,6 +403,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
             cls_keys,
         )
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -409,7 +411,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         append_cls: bool = True,
         **kwargs,
@@ -422,7 +424,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
                 1 for tokens, 0 for padding on either side. Default: every token is real; for a pooled text (`append_cls`)
                 `pad_token_id` at its ends is padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            past_key_values (`EncoderDecoderCache`, *optional*): Cache to read and extend.
+            cache (`EncoderDecoderCache`, *optional*): Cache to read and extend; `past_key_values` before transformers 5.24.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Instead of `input_ids`.
             append_cls (`bool`): Append the CLS token and return its normalised state; off while generating.
@@ -443,7 +445,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
             else:
                 attention_mask = padding_mask(input_ids, self.config.pad_token_id)
         if position_ids is None:
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            past_length = 0 if cache is None else cache.get_seq_length()
             position_ids = default_position_ids(attention_mask, past_length, num_tokens, hidden_states.device)
 
         cls_keys = None
@@ -462,17 +464,15 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
             return ~is_cls_row | cls_keys[batch_idx, key_idx]
 
         causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
+            self.config,
+            hidden_states,
+            attention_mask,
+            cache,
+            position_ids,
             and_mask_function=None if cls_keys is None else cls_row_sees,
         )
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, attention_mask=causal_mask, rotary=rotary, past_key_values=past_key_values, **kwargs
-            )
+            hidden_states = layer(hidden_states, attention_mask=causal_mask, rotary=rotary, layer_past=cache, **kwargs)
         pooled = self.final_layer_norm(hidden_states[:, -1]) if append_cls else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states[:, :num_tokens], pooler_output=pooled)
 
@@ -502,6 +502,7 @@ class GrrCocaMultimodalDecoder(GrrCocaPreTrainedModel):
         """There are none: this half reads the states of the other one."""
         return None
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -510,7 +511,7 @@ class GrrCocaMultimodalDecoder(GrrCocaPreTrainedModel):
         encoder_hidden_states: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Mix token states with image tokens.
@@ -519,7 +520,7 @@ class GrrCocaMultimodalDecoder(GrrCocaPreTrainedModel):
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Unimodal token states.
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
                 Image tokens; not needed once their keys and values are cached.
-            attention_mask, position_ids, past_key_values: As in [`GrrCocaTextModel`].
+            attention_mask, position_ids, cache: As in [`GrrCocaTextModel`].
 
         Returns:
             [`BaseModelOutputWithPast`]: normalised states of shape `(batch_size, sequence_length, hidden_size)`.
@@ -530,19 +531,14 @@ class GrrCocaMultimodalDecoder(GrrCocaPreTrainedModel):
         # from a layer that has not seen them yet.
         own_layer_idx = self.config.num_unimodal_layers
         if position_ids is None:
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length(own_layer_idx)
+            past_length = 0 if cache is None else cache.get_seq_length(own_layer_idx)
             position_ids = default_position_ids(attention_mask, past_length, num_tokens, hidden_states.device)
         rotary = None
         if self.config.position_embedding_type == "rope_1d":
             head_dim = self.config.hidden_size // self.config.num_attention_heads
             rotary = rotary_embedding(position_ids, head_dim, self.config.rope_theta)
         causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            layer_idx=own_layer_idx,
+            self.config, hidden_states, attention_mask, cache, position_ids, layer_idx=own_layer_idx
         )
         for layer in self.layers:
             hidden_states = layer(
@@ -550,12 +546,10 @@ class GrrCocaMultimodalDecoder(GrrCocaPreTrainedModel):
                 encoder_hidden_states,
                 attention_mask=causal_mask,
                 rotary=rotary,
-                past_key_values=past_key_values,
+                layer_past=cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPast(self.final_layer_norm(hidden_states), cache)
 
 
 class GrrCocaModel(GrrCocaPreTrainedModel):
@@ -732,6 +726,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationM
         """See [`GrrCocaModel.get_text_features`]."""
         return self.model.get_text_features(input_ids, **kwargs)
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -739,7 +734,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationM
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -759,7 +754,8 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationM
                 1 for tokens, 0 for padding on either side. Default: every token is real; with `labels`, `pad_token_id` at
                 either end is padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            past_key_values (`EncoderDecoderCache`, *optional*): Cache of earlier tokens and of the image.
+            cache (`EncoderDecoderCache`, *optional*):
+                Cache of earlier tokens and of the image; `past_key_values` before transformers 5.24.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Instead of `input_ids`.
             image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
@@ -767,7 +763,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationM
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets, aligned with `input_ids` (the shift happens here); -100 is ignored. Given labels, one image pass
                 and one text pass yield both losses.
-            use_cache (`bool`, *optional*): Return `past_key_values`. Default: the text config's, never with `labels`.
+            use_cache (`bool`, *optional*): Return the cache. Default: the text config's, never with `labels`.
             logits_to_keep (`int` or `torch.Tensor`):
                 Last positions (0: all) that get logits, or their indices, or a boolean mask.
             skip_logits (`bool`, *optional*):
@@ -782,18 +778,18 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationM
         if use_cache is None:
             use_cache = config.text_config.use_cache
         use_cache = use_cache and labels is None
-        if past_key_values is None and use_cache:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=config.text_config), DynamicCache())
-        self._check_cache(past_key_values)
-        if labels is not None and past_key_values is not None:
-            raise ValueError("`labels` score whole captions; pass no `past_key_values` with them.")
+        if cache is None and use_cache:
+            cache = EncoderDecoderCache(DynamicCache(config=config.text_config), DynamicCache())
+        self._check_cache(cache)
+        if labels is not None and cache is not None:
+            raise ValueError(f"`labels` score whole captions; pass no `{CACHE_NAME}` with them.")
         if pixel_values is not None and image_tokens is not None:
             raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
         if labels is not None and attention_mask is None and input_ids is not None:
             attention_mask = padding_mask(input_ids, config.text_config.pad_token_id)
 
         vision_outputs = image_embeds = None
-        is_cached = has_cached_image(past_key_values)
+        is_cached = has_cached_image(cache)
         if image_tokens is None and not is_cached:
             if pixel_values is None:
                 raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
@@ -809,7 +805,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationM
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             append_cls=with_contrastive,
             return_dict=True,
@@ -823,7 +819,7 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationM
             None if is_cached else image_tokens,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             return_dict=True,
             **kwargs,
         )
@@ -847,11 +843,11 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationM
             loss = loss + config.contrastive_loss_weight * contrastive
 
         return GrrCocaConditionalGenerationOutput(
-            loss=loss,
+            loss,
+            logits,
+            cache,  # by its place, since its name depends on the version of transformers
             contrastive_loss=contrastive,
             caption_loss=caption,
-            logits=logits,
-            past_key_values=past_key_values,
             hidden_states=decoder_outputs.hidden_states,
             attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.get("cross_attentions"),

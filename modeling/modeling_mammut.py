@@ -10,8 +10,12 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithCrossAttentions,
+)
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -20,10 +24,18 @@ from .caption_generation import CaptionGenerationMixin, has_cached_image
 from .configuration_mammut import MammutConfig, MammutTextConfig, MammutVisionConfig
 from .cropped_positions import random_position_crops
 from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask, supervised_labels
-from .layers import Attention, CrossAttentionBlock, SelfAttentionBlock, build_norm, resize_position_table
+from .layers import (
+    Attention,
+    CrossAttentionBlock,
+    SelfAttentionBlock,
+    build_norm,
+    resize_position_table,
+    slice_logits_to_keep,
+)
 from .losses import captioning_loss, contrastive_loss, focal_contrastive_loss
 from .self_contained import SelfContainedMixin
 from .towers import TowerMixin
+from .transformers_versions import CACHE_NAME, takes_cache
 from .video_tubes import TubeEmbedding, fixed_positions, tube_centers
 
 
@@ -72,18 +84,19 @@ class MammutOutput(ModelOutput):
 
 
 @dataclass
-class MammutConditionalGenerationOutput(ModelOutput):
+class MammutConditionalGenerationOutput(CausalLMOutputWithCrossAttentions):
     """Output of [`MammutForConditionalGeneration`].
 
     Args:
         loss (`torch.Tensor` of shape `()`, returned with `labels`):
             `contrastive_loss_weight * contrastive_loss + caption_loss_weight * caption_loss` (section 3.2).
-        contrastive_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted contrastive part.
-        caption_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted captioning part, nats per token.
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`):
             Next-token scores of the captioning pass; absent while training with `labels` unless `skip_logits=False`.
-        past_key_values (`EncoderDecoderCache`): Keys and values of the text and of the image.
+        cache (`EncoderDecoderCache`): Keys and values of the text and of the image. `past_key_values` before transformers
+            5.24.
         hidden_states, attentions, cross_attentions: Of the captioning pass, per layer, when asked for.
+        contrastive_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted contrastive part.
+        caption_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted captioning part, nats per token.
         logits_per_image, logits_per_text, text_embeds, image_embeds:
             As in [`MammutOutput`], where the contrastive pass was run (`image_embeds`: whenever images were encoded).
         image_tokens (`torch.Tensor` of shape `(batch_size, num_tokens, text_hidden_size)`):
@@ -91,14 +104,8 @@ class MammutConditionalGenerationOutput(ModelOutput):
         text_model_output, vision_model_output: Outputs of the contrastive pass and of the vision tower.
     """
 
-    loss: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
     caption_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: EncoderDecoderCache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
     logits_per_image: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
@@ -207,7 +214,7 @@ class MammutPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # a batch-contrastive loss cannot be divided by a token count of several batches
     _no_split_modules = ["SelfAttentionBlock", "CrossAttentionBlock", "MammutVisionEmbeddings"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values", "layer_past"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -424,7 +431,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_ids: torch.LongTensor,
-        past_key_values: EncoderDecoderCache | None,
+        cache: EncoderDecoderCache | None,
         prefix_mask: torch.Tensor | None,
     ):
         """Mask of the captioning pass; `prefix_mask` of shape `(batch, prefix length)` opens the prefix to itself."""
@@ -442,14 +449,10 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
                 return in_prefix[batch_idx, query_idx] & in_prefix[batch_idx, key_idx]
 
         return create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            or_mask_function=both_in_prefix,
+            self.config, hidden_states, attention_mask, cache, position_ids, or_mask_function=both_in_prefix
         )
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -458,7 +461,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         prefix_mask: torch.Tensor | None = None,
         **kwargs,
@@ -472,7 +475,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
                 1 for tokens, 0 for padding on either side. Default: every token is real.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            past_key_values (`EncoderDecoderCache`, *optional*): Cache to read and extend.
+            cache (`EncoderDecoderCache`, *optional*): Cache to read and extend; `past_key_values` before transformers 5.24.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Instead of `input_ids`.
             prefix_mask (`torch.Tensor` of shape `(batch_size, prefix_length)`, *optional*):
@@ -486,26 +489,22 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
                 vocabulary.
         """
         check_texts(input_ids, inputs_embeds, self.config.vocab_size, self.config.max_position_embeddings)
-        if encoder_hidden_states is None and not has_cached_image(past_key_values):
+        if encoder_hidden_states is None and not has_cached_image(cache):
             raise ValueError("`encoder_hidden_states` is missing; for texts without an image call `encode`.")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            past_length = 0 if cache is None else cache.get_seq_length()
             position_ids = default_position_ids(
                 attention_mask, past_length, hidden_states.shape[1], hidden_states.device
             )
         hidden_states = hidden_states + self.position_embedding(position_ids)
-        mask = self._causal_mask(hidden_states, attention_mask, position_ids, past_key_values, prefix_mask)
+        mask = self._causal_mask(hidden_states, attention_mask, position_ids, cache, prefix_mask)
         cross_layers = dict(zip(self.config.cross_attn_layers, self.cross_layers, strict=True))
         for index, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, attention_mask=mask, past_key_values=past_key_values, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask=mask, layer_past=cache, **kwargs)
             if index in cross_layers:
-                hidden_states = cross_layers[index](
-                    hidden_states, encoder_hidden_states, past_key_values=past_key_values, **kwargs
-                )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.final_layer_norm(hidden_states), past_key_values=past_key_values
-        )
+                hidden_states = cross_layers[index](hidden_states, encoder_hidden_states, layer_past=cache, **kwargs)
+        return BaseModelOutputWithPastAndCrossAttentions(self.final_layer_norm(hidden_states), cache)
 
 
 class MammutModel(MammutPreTrainedModel):
@@ -721,6 +720,7 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
         """See [`MammutModel.get_text_features`]."""
         return self.model.get_text_features(*args, **kwargs)
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -729,7 +729,7 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
         pixel_values_videos: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
         image_index: torch.LongTensor | None = None,
@@ -757,7 +757,8 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
                 1 for tokens, 0 for padding on either side. Default: every token is real; with `labels`, `pad_token_id` at
                 either end is padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            past_key_values (`EncoderDecoderCache`, *optional*): Cache of earlier tokens and of the image.
+            cache (`EncoderDecoderCache`, *optional*):
+                Cache of earlier tokens and of the image; `past_key_values` before transformers 5.24.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Instead of `input_ids`.
             image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, text_hidden_size)`, *optional*):
@@ -770,7 +771,7 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
                 `bidirectional_prefix` is true and `labels` are given, the tokens before the first supervised one.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets, aligned with `input_ids` (the shift happens here); -100 (a question) is ignored.
-            use_cache (`bool`, *optional*): Return `past_key_values`. Default: the text config's, never with `labels`.
+            use_cache (`bool`, *optional*): Return the cache. Default: the text config's, never with `labels`.
             logits_to_keep (`int` or `torch.Tensor`):
                 Last positions (0: all) that get logits, or their indices, or a boolean mask.
             skip_logits (`bool`, *optional*):
@@ -785,11 +786,11 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
         if use_cache is None:
             use_cache = config.text_config.use_cache
         use_cache = use_cache and labels is None
-        self._check_cache(past_key_values)
-        if past_key_values is None and use_cache:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=config.text_config), DynamicCache())
-        if labels is not None and past_key_values is not None:
-            raise ValueError("`labels` score whole captions; pass no `past_key_values` with them.")
+        self._check_cache(cache)
+        if cache is None and use_cache:
+            cache = EncoderDecoderCache(DynamicCache(config=config.text_config), DynamicCache())
+        if labels is not None and cache is not None:
+            raise ValueError(f"`labels` score whole captions; pass no `{CACHE_NAME}` with them.")
         has_pixels = pixel_values is not None or pixel_values_videos is not None
         if has_pixels and image_tokens is not None:
             raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
@@ -798,7 +799,7 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
 
         # The image, once
         vision_outputs = image_embeds = None
-        is_cached = has_cached_image(past_key_values)
+        is_cached = has_cached_image(cache)
         if image_tokens is None and not is_cached:
             if not has_pixels:
                 raise ValueError(
@@ -845,7 +846,7 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
             encoder_hidden_states=None if is_cached else image_tokens,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             prefix_mask=prefix_mask,
             return_dict=True,
@@ -865,11 +866,11 @@ class MammutForConditionalGeneration(MammutPreTrainedModel, CaptionGenerationMix
             if contrastive is not None:
                 loss = loss + config.contrastive_loss_weight * contrastive
         return MammutConditionalGenerationOutput(
-            loss=loss,
+            loss,
+            logits,
+            cache,  # by its place, since its name depends on the version of transformers
             contrastive_loss=contrastive,
             caption_loss=caption,
-            logits=logits,
-            past_key_values=past_key_values,
             hidden_states=decoder_outputs.hidden_states,
             attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,

@@ -13,15 +13,21 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin, LogitsProcessorList
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_vw_lmm import VwLmmConfig
 from .inputs import supervised_labels
+from .layers import slice_logits_to_keep
 from .losses import captioning_loss, visual_modeling_loss
 from .self_contained import SelfContainedMixin
+from .transformers_versions import CACHE_NAME, named_cache, takes_cache
 from .vision_towers import build_tower, load_tower
 
 
@@ -38,27 +44,22 @@ class VwLmmModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class VwLmmCausalLMOutputWithPast(ModelOutput):
+class VwLmmCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Output of [`VwLmmForCausalLM`].
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*): Language loss plus weighted visual loss.
+        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*): Of the LM head.
+        cache (`Cache`, *optional*): Keys and values of earlier tokens; `past_key_values` before transformers 5.24.
+        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*): Of the language model, as asked for.
         language_loss (`torch.Tensor` of shape `()`, *optional*): Mean cross-entropy of the supervised tokens.
         visual_loss (`torch.Tensor` of shape `()`, *optional*): Mean divergence over image patches; 0 without images.
-        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*): Of the LM head.
-        past_key_values (`Cache`, *optional*): Keys and values of earlier tokens.
-        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*): Of the language model, as asked for.
         image_hidden_states (`torch.Tensor` of shape `(num_images, image_seq_length, hidden_size)`, *optional*):
             Outputs of the adapter, from which `vm_head` makes visual words.
     """
 
-    loss: torch.Tensor | None = None
     language_loss: torch.Tensor | None = None
     visual_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
 
 
@@ -110,7 +111,7 @@ class VwLmmPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -207,6 +208,7 @@ class VwLmmModel(VwLmmPreTrainedModel):
             )
         return mask
 
+    @takes_cache
     @merge_with_config_defaults
     @can_return_tuple
     def forward(
@@ -215,7 +217,7 @@ class VwLmmModel(VwLmmPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         **kwargs,
@@ -230,7 +232,7 @@ class VwLmmModel(VwLmmPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*): 0 for padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions. Default:
                 counted over real tokens.
-            past_key_values (`Cache`, *optional*): Keys and values of earlier tokens.
+            cache (`Cache`, *optional*): Keys and values of earlier tokens; `past_key_values` before transformers 5.24.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Instead of `input_ids`, with the images already in place.
             image_features (`torch.Tensor` of shape `(num_images, image_seq_length, hidden_size)`, *optional*):
@@ -254,7 +256,7 @@ class VwLmmModel(VwLmmPreTrainedModel):
 
         if inputs_embeds is None:
             num_images = 0 if image_features is None else len(image_features)
-            if image_features is None and past_key_values is not None and past_key_values.get_seq_length() > 0:
+            if image_features is None and cache is not None and cache.get_seq_length() > 0:
                 mask = input_ids == self.config.image_token_id  # a guess of prompt lookup, which will be rejected
             else:
                 mask = self.get_placeholder_mask(input_ids, num_images)
@@ -270,13 +272,13 @@ class VwLmmModel(VwLmmPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             return_dict=True,
+            **named_cache(cache),
             **kwargs,
         )
         return VwLmmModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            outputs.last_hidden_state,
+            outputs.get(CACHE_NAME),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
@@ -423,6 +425,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             mixtures = [mixture(chunk) for chunk in chunks]
         return torch.cat(mixtures).view_as(image_features)
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -430,7 +433,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -445,10 +448,10 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         configuration names: the patch at position j against the prediction at position j - 1.
 
         Args:
-            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds: As in [`VwLmmModel`].
+            input_ids, pixel_values, attention_mask, position_ids, cache, inputs_embeds: As in [`VwLmmModel`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets, aligned with `input_ids` (the shift happens here); -100 is ignored, and so are placeholders.
-            use_cache (`bool`, *optional*): Return `past_key_values`. Default: the text config's, never with `labels`.
+            use_cache (`bool`, *optional*): Return the cache. Default: the text config's, never with `labels`.
             logits_to_keep (`int` or `torch.Tensor`):
                 Last positions (0: all) that get logits, or their indices, or a boolean mask.
             skip_logits (`bool`, *optional*):
@@ -475,7 +478,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             image_features=read,
             use_cache=use_cache and labels is None,
@@ -499,11 +502,11 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             if self.training:
                 loss = loss + self._unused_parameters(has_images=adapted is not None)
         return VwLmmCausalLMOutputWithPast(
-            loss=loss,
+            loss,
+            logits,
+            outputs.get(CACHE_NAME),
             language_loss=language_loss,
             visual_loss=visual_loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=adapted,
@@ -550,6 +553,21 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         if self.vm_head.weight.shape[0] != rows:
             self.vm_head = self._get_resized_lm_head(self.vm_head, rows)
         return embeddings
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
+    ) -> tuple[torch.LongTensor, dict]:
+        # Since transformers 5.18 images are encoded by now. Before, they come here, and repeated one by one they would get to
+        # other prompts than their own.
+        images = {}
+        if input_ids is not None and model_kwargs.get("pixel_values") is not None:
+            per_prompt = (input_ids == self.config.image_token_id).sum(-1) // self.config.image_seq_length
+            groups = model_kwargs.pop("pixel_values").split(per_prompt.tolist())
+            images["pixel_values"] = torch.cat([group.repeat(expand_size, 1, 1, 1) for group in groups])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **images}
 
     def _get_logits_processor(self, *args, **kwargs):
         processors = super()._get_logits_processor(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Processor of GRR-CoCa: images through transformers' CLIP image processor, texts through any tokenizer."""
 
 from .checks import check_images, check_text
-from .self_contained_processor import SelfContainedProcessor
+from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor
 
 
 class GrrCocaProcessor(SelfContainedProcessor):
@@ -16,7 +16,7 @@ class GrrCocaProcessor(SelfContainedProcessor):
         tokenizer (`PreTrainedTokenizerBase`): Any tokenizer with a padding token, that adds BOS and EOS.
     """
 
-    text_kwargs = {"padding": "max_length"}  # noqa: RUF012
+    valid_processor_kwargs = PaddedTextKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)

@@ -6,7 +6,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from .checks import check_images, check_text, flatten, height_and_width
 from .detection_inputs import class_texts, detection_labels, select_detections
-from .self_contained_processor import SelfContainedProcessor
+from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor
 from .video_frames import read_frames, split_clips
 
 
@@ -38,7 +38,7 @@ class MammutProcessor(SelfContainedProcessor):
             these more.
     """
 
-    text_kwargs = {"padding": "max_length"}  # noqa: RUF012
+    valid_processor_kwargs = PaddedTextKwargs
 
     def __init__(
         self,

@@ -1,7 +1,10 @@
 """Processor of VW-LMM: conversations with images become token ids with one placeholder per image patch."""
 
+from pathlib import Path
+
 from transformers import AddedToken, AutoImageProcessor, AutoTokenizer, LlavaImageProcessor
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessingKwargs
 
 from .checks import check_images, flatten
@@ -258,7 +261,7 @@ class VwLmmProcessor(SelfContainedProcessor):
     def _image_features(self, texts: list[str], images, **kwargs) -> dict:
         """Pixel values of all images, once they match the texts."""
         counts = [text.count(self.image_token) for text in texts]
-        images = None if images is None else self.image_processor.fetch_images(images)  # paths and addresses
+        images = _opened(images)
         given = [] if images is None else list(flatten(images))
         if isinstance(images, (list, tuple)) and images and all(isinstance(row, (list, tuple)) for row in images):
             per_text = [len(list(flatten(row))) if row else 0 for row in images]
@@ -294,6 +297,13 @@ class VwLmmProcessor(SelfContainedProcessor):
                 filler = [-100] * (len(ids) - len(row))
                 data["labels"].append(filler + row if side == "left" else row + filler)
         return BatchFeature(data, tensor_type=return_tensors)
+
+
+def _opened(images):
+    """Pictures in place of paths and addresses, decoded by Pillow: an image processor's own decoder depends on what is installed."""
+    if isinstance(images, (list, tuple)):
+        return [_opened(image) for image in images]
+    return load_image(str(images)) if isinstance(images, (str, Path)) else images
 
 
 def _image_of(block: dict):

@@ -1,6 +1,13 @@
 """Processors that carry their code, as the models do."""
 
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+
+class PaddedTextKwargs(ProcessingKwargs, total=False):
+    """Call arguments of a processor that pads texts to the tokenizer's full length unless told otherwise."""
+
+    # transformers 5.23 reads defaults from the class of the processor too, every version reads them here.
+    _defaults = {"text_kwargs": {"padding": "max_length"}}  # noqa: RUF012
 
 
 class SelfContainedProcessor(ProcessorMixin):
@@ -19,4 +26,4 @@ class SelfContainedProcessor(ProcessorMixin):
                 part.__dict__.pop("auto_map", None)
 
 
-__all__ = ["SelfContainedProcessor"]
+__all__ = ["PaddedTextKwargs", "SelfContainedProcessor"]

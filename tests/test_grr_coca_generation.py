@@ -7,6 +7,7 @@ from transformers import DynamicCache, EncoderDecoderCache, set_seed
 from tests.conftest import random_batch, tiny_model
 from triptych.modeling.inputs import align_prompts
 from triptych.modeling.layers import Attention
+from triptych.modeling.transformers_versions import CACHE_NAME, named_cache
 
 
 NO_EOS = {"eos_token_id": None, "max_new_tokens": 8}
@@ -25,12 +26,12 @@ def images(count: int = 3) -> torch.Tensor:
 def test_cached_logits_equal_uncached_ones(model):
     batch = random_batch(model.config, lengths=(12, 12, 12))
     full = model(batch["input_ids"], batch["pixel_values"], use_cache=False)
-    assert full.past_key_values is None
+    assert full.get(CACHE_NAME) is None
     outputs = model(batch["input_ids"][:, :4], batch["pixel_values"], use_cache=True)
     steps = [outputs.logits]
     for start in (4, 5, 6, 9):  # one token, one token, then several at once
         ids = batch["input_ids"][:, start : {4: 5, 5: 6, 6: 9, 9: 12}[start]]
-        outputs = model(ids, past_key_values=outputs.past_key_values)
+        outputs = model(ids, **named_cache(outputs[CACHE_NAME]))
         steps.append(outputs.logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), full.logits, atol=1e-5, rtol=0)
 
@@ -137,10 +138,10 @@ def test_image_tokens_replace_the_image(model):
 def test_generation_continues_from_a_cache(model):
     whole = model.generate(pixel_values=images(), **NO_EOS)
     outputs = model(whole[:, :4], images(), use_cache=True)
-    cache = outputs.past_key_values
+    cache = outputs[CACHE_NAME]
     cache.crop(-1)
     assert isinstance(cache, EncoderDecoderCache)
-    rest = model.generate(whole[:, :4], past_key_values=cache, max_new_tokens=5, eos_token_id=None)
+    rest = model.generate(whole[:, :4], **named_cache(cache), max_new_tokens=5, eos_token_id=None)
     assert rest.tolist() == whole.tolist()
 
 
@@ -171,5 +172,5 @@ def test_bad_requests_say_what_is_wrong(inputs, message):
 
 
 def test_forward_refuses_a_cache_without_room_for_the_image():
-    with pytest.raises(ValueError, match=r"`past_key_values` must be an `EncoderDecoderCache`.*DynamicCache"):
-        tiny_model()(torch.ones(1, 2, dtype=torch.long), images(1), past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match=rf"`{CACHE_NAME}` must be an `EncoderDecoderCache`.*DynamicCache"):
+        tiny_model()(torch.ones(1, 2, dtype=torch.long), images(1), **named_cache(DynamicCache()))

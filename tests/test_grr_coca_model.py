@@ -13,6 +13,7 @@ from tests.conftest import random_batch, tiny_config, tiny_model
 from triptych import GrrCocaForConditionalGeneration, GrrCocaModel, GrrCocaTextModel, GrrCocaVisionModel
 from triptych.convert.open_clip_coca import COCA, convert_config
 from triptych.convert.origin import converted
+from triptych.modeling.transformers_versions import checkpoint_activations
 
 
 FIXTURE = Path(__file__).parent / "fixtures" / "coca_open_clip"
@@ -306,7 +307,7 @@ def test_gradient_checkpointing_changes_nothing_and_reaches_every_parameter(vari
     batch = random_batch(model.config)
     expected = gradients(model, batch)
     assert expected.keys() == dict(model.named_parameters()).keys()
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model)
     found = gradients(model, batch)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, set_seed
 
 from tests.conftest import random_batch, tiny_mammut
+from triptych.modeling.transformers_versions import CACHE_NAME, named_cache
 
 
 NO_EOS = {"eos_token_id": None, "max_new_tokens": 6}
@@ -29,7 +30,7 @@ def test_cached_logits_equal_uncached_ones(mammut_variant):
     outputs = model(batch["input_ids"][:, :4], batch["pixel_values"], use_cache=True)
     steps = [outputs.logits]
     for start, stop in ((4, 5), (5, 6), (6, 12)):
-        outputs = model(batch["input_ids"][:, start:stop], past_key_values=outputs.past_key_values)
+        outputs = model(batch["input_ids"][:, start:stop], **named_cache(outputs[CACHE_NAME]))
         steps.append(outputs.logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), full.logits, atol=1e-5, rtol=0)
 
@@ -52,7 +53,7 @@ def test_every_mode_equals_its_cacheless_run(mammut_variant, mode, prefix):
 def test_an_empty_cache_changes_nothing():
     model = tiny_mammut(text_config={"bidirectional_prefix": True})
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    given = model.generate(PROMPTS, images(), past_key_values=cache, **NO_EOS)
+    given = model.generate(PROMPTS, images(), **named_cache(cache), **NO_EOS)
     assert given.tolist() == model.generate(PROMPTS, images(), **NO_EOS).tolist()
 
 

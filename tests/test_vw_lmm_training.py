@@ -33,6 +33,7 @@ from tests.conftest import (
 )
 from tests.processes import run_in_processes
 from triptych.cli import app
+from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.conversations import (
     ConversationCollator,
     ConversationDataset,
@@ -208,7 +209,7 @@ def test_gradient_checkpointing_changes_nothing():
     for checkpointing in (False, True):
         model = tiny_vw_lmm().train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
         model(**vw_lmm_batch()).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
