@@ -6,7 +6,7 @@ PREPARED := $(VENV)/.prepared
 PREPARED_DEV := $(VENV)/.prepared-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-versions lint bench clean
 
 $(PREPARED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,8 +29,22 @@ ifneq ($(ANSWERS),)
 endif
 	$(BIN)/python examples/report.py outputs/demo $(if $(ANSWERS),--questions outputs/demo-questions)
 
-test: $(PREPARED_DEV)  ## Run the tests, one process per core
+# The oldest transformers supported and the newest there is, beside the other packages of the tests and without triptych.
+OTHER_VERSIONS := $(VENV)/versions/5.16.1/.prepared $(VENV)/versions/newest/.prepared
+PACKAGES_OF = $(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+
+$(VENV)/versions/%/.prepared: | $(PREPARED_DEV)
+	$(BIN)/python -m venv --clear $(@D)
+	$(call PACKAGES_OF,$(VENV)) > $$($(call PACKAGES_OF,$(@D)))/packages_of_the_tests.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers$(if $(filter newest,$*),,==$*)
+	touch $@
+
+test: $(PREPARED_DEV) $(OTHER_VERSIONS)  ## Run the tests, one process per core
 	$(BIN)/python -m pytest -n auto --dist worksteal $(TEST_ARGS)
+
+# About an hour and 30 GB; finished parts are kept, `VERSIONS_ARGS="--only newest --again"` repeats some.
+test-versions: $(PREPARED_DEV)  ## Run the tests with every supported transformers, and write the table of docs/hub.md
+	$(BIN)/python -m tests.every_version $(VERSIONS_ARGS)
 
 lint: $(PREPARED_DEV)  ## Lint, format check, types
 	$(BIN)/ruff check .

@@ -20,12 +20,17 @@ from transformers import AddedToken, CLIPImageProcessor, LlavaImageProcessor
 from transformers.utils import logging
 
 import triptych
+from tests import deprecations
 from triptych.training.tokenizer import train_tokenizer
 
 
-logging.set_verbosity_error()
+deprecations.watch()
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models gain nothing from more, and pytest-xdist runs one process per core
+
+
+# In front of a program: it runs as where triptych is not installed.
+WITHOUT_TRIPTYCH = (Path(__file__).parent / "without_triptych.py").read_text(encoding="utf-8")
 
 
 def load_example(name: str) -> ModuleType:

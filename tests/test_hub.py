@@ -12,6 +12,7 @@ from PIL import Image
 import triptych
 from tests.conftest import (
     PAIRS,
+    WITHOUT_TRIPTYCH,
     save_pair,
     tiny_config,
     tiny_mammut,
@@ -40,14 +41,9 @@ CARD = {
     "sources": "None.",
 }
 
-# Runs where `import triptych` fails: a fresh interpreter that ignores site hooks of the editable install.
-STRANGER = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("triptych", "modeling", "processing"):
-            raise ImportError(f"{name} is not installed here")
-sys.meta_path.insert(0, Blocker())
+STRANGER = (
+    WITHOUT_TRIPTYCH
+    + """
 import torch
 from transformers import (
     AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForPreTraining,
@@ -58,6 +54,7 @@ batch = torch.load(batch_file, weights_only=True)
 found = {}
 processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
 """
+)
 
 MAMMUT_STRANGER = """
 model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True)

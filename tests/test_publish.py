@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.conftest import tiny_model, tiny_processor
+from tests.conftest import WITHOUT_TRIPTYCH, tiny_model, tiny_processor
 from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.test_hub import CARD
 from triptych import hub
@@ -52,18 +52,14 @@ def published(server: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
     return {path: server.objects[oid] for path, oid in repository.commits[repository.branches[revision]].items()}
 
 
-USER = """
-import sys
-from pathlib import Path
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("triptych", "modeling", "processing"):
-            raise ImportError(f"{name} is not installed here")
-sys.meta_path.insert(0, Blocker())
+USER = (
+    WITHOUT_TRIPTYCH
+    + """
 from transformers import pipeline
 pipe = pipeline("image-to-text", model="someone/openmoji", trust_remote_code=True)
 print(pipe("picture.png", max_new_tokens=4)[0]["generated_text"])
 """
+)
 
 
 def test_a_published_model_captions_a_picture_for_somebody_without_triptych(server, push, repo, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import save_pair
+from tests.conftest import WITHOUT_TRIPTYCH, save_pair
 from tests.test_pipelines import chat
 
 
@@ -21,16 +21,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 
 # The command, in a process where triptych cannot be imported.
-SERVE = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("triptych", "modeling", "processing"):
-            raise ImportError(f"{name} is not installed here")
-sys.meta_path.insert(0, Blocker())
-from transformers.cli.transformers import main
-main()
-"""
+SERVE = WITHOUT_TRIPTYCH + "from transformers.cli.transformers import main\nmain()\n"
 
 
 @torch.no_grad()
