@@ -23,7 +23,7 @@ from tests.checkpoints import compare, meet_a_stranger
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "outputs" / "versions"
 DOCUMENT = ROOT / "docs" / "hub.md"
-EXTRAS = "train,demo,video,detection,sft,quantization,serving,dev"
+EXTRAS = ("train", "demo", "video", "detection", "sft", "quantization", "serving", "dev")
 PACKAGES = ("transformers", "torch", "huggingface-hub", "peft", "accelerate", "datasets", "trl")
 
 
@@ -36,12 +36,18 @@ class Row:
         python: The interpreter's command.
         pins: Requirements beside those of the package.
         others: What the remaining packages are: "lowest" (the lower bounds of pyproject.toml), "constraints" or "newest".
+        without: Extras of the package that cannot be installed beside the pins.
     """
 
     name: str
     python: str
     pins: tuple[str, ...]
     others: str
+    without: tuple[str, ...] = ()
+
+    @property
+    def extras(self) -> list[str]:
+        return [name for name in EXTRAS if name not in self.without]
 
     @property
     def folder(self) -> Path:
@@ -54,7 +60,8 @@ class Row:
 
 # `===`: the index's own torch, beside which its torchvision loads.
 ROWS = (
-    Row("5.16.1", "python3.11", ("torch===2.8.0", "torchvision===0.23.0"), "lowest"),
+    # torchao 0.18 needs a newer torch
+    Row("5.16.1", "python3.11", ("torch===2.8.0", "torchvision===0.23.0"), "lowest", without=("quantization",)),
     Row("5.19.0", "python3.11", ("transformers==5.19.0", "torch===2.11.0", "torchvision===0.26.0"), "constraints"),
     Row("5.21.1", "python3.12", ("transformers==5.21.1",), "constraints"),
     Row("5.23.0", "python3.11", ("transformers==5.23.0",), "constraints"),
@@ -62,11 +69,11 @@ ROWS = (
 )
 
 
-def lower_bounds() -> list[str]:
+def lower_bounds(extras: list[str]) -> list[str]:
     """Every direct dependency at the version from which pyproject.toml admits it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = project["optional-dependencies"]
-    asked = [*project["dependencies"], *(line for name in EXTRAS.split(",") for line in groups[name])]
+    asked = [*project["dependencies"], *(line for name in extras for line in groups[name])]
     bounds = {}
     for requirement in map(Requirement, asked):
         lowest = [part.version for part in requirement.specifier if part.operator == ">="]
@@ -77,7 +84,7 @@ def lower_bounds() -> list[str]:
 def constraints(row: Row) -> list[str]:
     """What pip may choose from, for packages that the row does not pin itself."""
     pinned = {Requirement(pin.replace("===", "==")).name for pin in row.pins}
-    lines = {"newest": [], "lowest": lower_bounds()}.get(row.others)
+    lines = {"newest": [], "lowest": lower_bounds(row.extras)}.get(row.others)
     if lines is None:
         text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
@@ -107,7 +114,7 @@ def install(row: Row) -> None:
     file.write_text("\n".join(constraints(row)) + "\n", encoding="utf-8")
     subprocess.run([find_python(row.python), "-m", "venv", "--clear", str(row.interpreter.parents[1])], check=True)
     command = [str(row.interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(file)]
-    subprocess.run([*command, "-e", f"{ROOT}[{EXTRAS}]"], check=True)
+    subprocess.run([*command, "-e", f"{ROOT}[{','.join(row.extras)}]"], check=True)
     done.touch()
 
 
