@@ -13,6 +13,22 @@ def has_cached_image(cache) -> bool:
     return isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(0, False)
 
 
+def select_images(image_tokens: torch.Tensor, image_index: torch.LongTensor) -> torch.Tensor:
+    """Tokens of the image that every text belongs to; of shape `(num_texts, num_tokens, hidden_size)`.
+
+    Raises:
+        ValueError: If an index names no image.
+    """
+    if image_index.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would stall the queue
+        smallest, largest = image_index.min().item(), image_index.max().item()
+        if smallest < 0 or largest >= len(image_tokens):
+            raise ValueError(
+                f"`image_index` must lie between 0 and {len(image_tokens) - 1}, the last image; got indices from {smallest} "
+                f"to {largest}."
+            )
+    return image_tokens[image_index.to(image_tokens.device)]
+
+
 class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "GenerationMixin" in the name
     """For models with `get_image_features(...).image_tokens`, the memory of their text decoder."""
 
@@ -49,6 +65,7 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         inputs: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
         interpolate_pos_encoding: bool = False,
         cache: EncoderDecoderCache | None = None,
         **kwargs,
@@ -61,10 +78,12 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
 
         Args:
             inputs or input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*): Prompts, one
-                per image. Default: BOS.
+                per image (or as `image_index` says). Default: BOS.
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*): Images.
             image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
                 Instead of `pixel_values`, from an earlier `get_image_features`.
+            image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                The image of every prompt, where several belong to one image. Default: prompt i belongs to image i.
             interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
             cache (`EncoderDecoderCache`, *optional*):
                 Of an earlier call, whose texts are continued; `past_key_values` before transformers 5.24.
@@ -82,12 +101,16 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         if pixel_values is None and image_tokens is None and not has_cached_image(cache):
             raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
         if kwargs.get("assistant_model") is not None and pixel_values is not None:
+            if image_index is not None:
+                raise ValueError("`assistant_model` reads `pixel_values` alone, no `image_index`.")
             kwargs["pixel_values"] = pixel_values  # the assistant has a vision tower of its own
         elif pixel_values is not None and not has_cached_image(cache):
             if self.device.type != "meta":  # where weights are offloaded, hooks move the inputs
                 pixel_values = pixel_values.to(self.device)
             features = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
             image_tokens = features.image_tokens
+        if image_index is not None and image_tokens is not None:
+            image_tokens = select_images(image_tokens, image_index)
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is not None:
             input_ids = torch.as_tensor(input_ids)
@@ -109,4 +132,4 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         return super().generate(input_ids, **kwargs)
 
 
-__all__ = ["CaptionGenerationMixin", "has_cached_image"]
+__all__ = ["CaptionGenerationMixin", "has_cached_image", "select_images"]

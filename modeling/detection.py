@@ -229,7 +229,7 @@ class BoxHead(nn.Module):
         self.embedding = nn.Linear(config.box_hidden_size, embedding_size)
         self.box = nn.Linear(config.box_hidden_size, 4)
         self.background_embedding = nn.Parameter(torch.empty(embedding_size))
-        self.log_temperature = nn.Parameter(torch.empty(()))
+        self.log_temperature = nn.Parameter(torch.empty(1))
         self.coder = BoxCoder(tuple(config.box_coder_weights))
         self.matcher = Matcher(config.box_positive_iou, config.box_positive_iou)
         self.sampler = BalancedPositiveNegativeSampler(config.box_samples, config.box_positive_fraction)

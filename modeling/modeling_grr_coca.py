@@ -1,28 +1,27 @@
 """PyTorch GRR-CoCa, Baseline CoCa and CoCa: contrastive captioners with a vision tower and a split text decoder.
 
-Read from top to bottom: outputs, vision tower, the two halves of the text decoder, the dual encoder, the captioner.
+Read from top to bottom: vision tower, the two halves of the text decoder, the dual encoder, the captioner. Outputs, and what these
+models share with others, are in `contrastive_captioner.py`.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import EncoderDecoderCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithCrossAttentions,
-)
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .caption_generation import CaptionGenerationMixin, has_cached_image
 from .configuration_grr_coca import GrrCocaConfig, GrrCocaTextConfig, GrrCocaVisionConfig
-from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask, supervised_labels
+from .contrastive_captioner import (
+    ContrastiveCaptioner,
+    ContrastiveCaptionerPreTrainedModel,
+    DualEncoder,
+    VisionTowerOutput,
+)
+from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask
 from .layers import (
     Attention,
     CrossAttentionBlock,
@@ -30,87 +29,10 @@ from .layers import (
     build_norm,
     resize_position_table,
     rotary_embedding,
-    slice_logits_to_keep,
 )
-from .losses import captioning_loss, contrastive_loss
-from .self_contained import SelfContainedMixin
+from .losses import contrastive_loss
 from .towers import TowerMixin
-from .transformers_versions import CACHE_NAME, takes_cache
-
-
-@dataclass
-class GrrCocaVisionOutput(BaseModelOutputWithPooling):
-    """Output of [`GrrCocaVisionModel`].
-
-    Args:
-        last_hidden_state (`torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`):
-            Patch states (after a class token, if there is one).
-        pooler_output (`torch.Tensor` of shape `(batch_size, pooler_hidden_size)`):
-            Contrastive pooling. From `get_image_features`: projected to `(batch_size, projection_dim)`, not normalised.
-        image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, pooler_hidden_size)`):
-            Caption pooling: what the multimodal decoder attends to.
-        hidden_states, attentions: Per layer, when asked for.
-    """
-
-    image_tokens: torch.Tensor | None = None
-
-
-@dataclass
-class GrrCocaOutput(ModelOutput):
-    """Output of [`GrrCocaModel`].
-
-    Args:
-        loss (`torch.Tensor` of shape `()`, returned with `return_loss=True`): Contrastive loss.
-        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities.
-        logits_per_text (`torch.Tensor` of shape `(num_texts, num_images)`): The same, transposed.
-        text_embeds (`torch.Tensor` of shape `(num_texts, projection_dim)`): L2-normalised text embeddings.
-        image_embeds (`torch.Tensor` of shape `(num_images, projection_dim)`): L2-normalised image embeddings.
-        text_model_output (`BaseModelOutputWithPooling`): Output of the unimodal decoder.
-        vision_model_output (`GrrCocaVisionOutput`): Output of the vision tower.
-    """
-
-    loss: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: GrrCocaVisionOutput | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-@dataclass
-class GrrCocaConditionalGenerationOutput(CausalLMOutputWithCrossAttentions):
-    """Output of [`GrrCocaForConditionalGeneration`].
-
-    Args:
-        loss (`torch.Tensor` of shape `()`, returned with `labels`):
-            `contrastive_loss_weight * contrastive_loss + caption_loss_weight * caption_loss`; CoCa eq. (4).
-        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`):
-            Next-token scores; absent while training with `labels` unless `skip_logits=False`.
-        cache (`EncoderDecoderCache`): Keys and values of both decoder halves and of the image. `past_key_values` before transformers
-            5.24.
-        hidden_states, attentions, cross_attentions: Of the multimodal decoder, per layer, when asked for.
-        contrastive_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted contrastive part.
-        caption_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted captioning part, nats per token.
-        logits_per_image, logits_per_text, text_embeds, image_embeds:
-            As in [`GrrCocaOutput`], where the contrastive side was computed (`image_embeds`: whenever images were).
-        image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`):
-            Memory of the multimodal decoder; pass it to `generate` or `forward` to save another image pass.
-        text_model_output, vision_model_output: Outputs of the towers.
-    """
-
-    contrastive_loss: torch.Tensor | None = None
-    caption_loss: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    image_tokens: torch.Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: GrrCocaVisionOutput | None = None
+from .transformers_versions import takes_cache
 
 
 class GrrCocaVisionEmbeddings(nn.Module):
@@ -213,22 +135,11 @@ class GrrCocaMultimodalLayer(nn.Module):
         return self.cross_block(hidden_states, encoder_hidden_states, layer_past=layer_past, **kwargs)
 
 
-class GrrCocaPreTrainedModel(SelfContainedMixin, PreTrainedModel):
+class GrrCocaPreTrainedModel(ContrastiveCaptionerPreTrainedModel):
     """Weight initialisation, loading and saving."""
 
     config: GrrCocaConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # a batch-contrastive loss cannot be divided by a token count of several batches
     _no_split_modules = ["SelfAttentionBlock", "CrossAttentionBlock", "GrrCocaVisionEmbeddings", "GrrCocaPooler"]  # noqa: RUF012
-    _skip_keys_device_placement = ["cache", "past_key_values", "layer_past"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = ["logit_scale"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -245,12 +156,6 @@ class GrrCocaPreTrainedModel(SelfContainedMixin, PreTrainedModel):
             init.constant_(module.logit_scale, module.config.logit_scale_init_value)
 
 
-# Of a whole checkpoint from which one tower is loaded: its keys have lost their prefix by then, all others have not.
-_OTHER_PARTS = [
-    r"^(?:model\.)?(?:vision_model|text_model|multimodal_decoder|visual_projection|text_projection|logit_scale|lm_head)\b"
-]
-
-
 class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
     """ViT with caption and contrastive poolers (CoCa section 3.2; GRR-CoCa replaces norm, feed-forward and positions)."""
 
@@ -259,7 +164,6 @@ class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
     input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
     _prefix_in_whole_model = "vision_model"
-    _keys_to_ignore_on_load_unexpected = _OTHER_PARTS
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": SelfAttentionBlock,
         "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
@@ -286,7 +190,7 @@ class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
-    ) -> GrrCocaVisionOutput:
+    ) -> VisionTowerOutput:
         """Encode images.
 
         Args:
@@ -313,7 +217,7 @@ class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
         else:
             memory = image_tokens if self.config.pooler_type == "cascade" else hidden_states
             pooled = self.contrastive_pooler(memory, **kwargs)[:, 0]
-        return GrrCocaVisionOutput(last_hidden_state=hidden_states, pooler_output=pooled, image_tokens=image_tokens)
+        return VisionTowerOutput(last_hidden_state=hidden_states, pooler_output=pooled, image_tokens=image_tokens)
 
 
 class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
@@ -323,7 +227,6 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
     input_modalities = ("text",)
     _input_embed_layer = "embed_tokens"
     _prefix_in_whole_model = "text_model"
-    _keys_to_ignore_on_load_unexpected = _OTHER_PARTS
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": SelfAttentionBlock,
         "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
@@ -552,14 +455,12 @@ class GrrCocaMultimodalDecoder(GrrCocaPreTrainedModel):
         return BaseModelOutputWithPast(self.final_layer_norm(hidden_states), cache)
 
 
-class GrrCocaModel(GrrCocaPreTrainedModel):
+class GrrCocaModel(DualEncoder, GrrCocaPreTrainedModel):
     """The dual encoder: image and text embeddings in one space, with the multimodal decoder's weights at hand.
 
     Texts are read by the unimodal decoder alone; the multimodal decoder is loaded and saved with the model so that every
     checkpoint serves [`GrrCocaForConditionalGeneration`] too.
     """
-
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012  (a captioner's checkpoint)
 
     def __init__(self, config: GrrCocaConfig):
         super().__init__(config)
@@ -568,19 +469,13 @@ class GrrCocaModel(GrrCocaPreTrainedModel):
         self.multimodal_decoder = GrrCocaMultimodalDecoder._from_config(config.text_config)
         self.visual_projection = nn.Linear(config.vision_config.pooler_hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init_value)]))
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.text_model.embed_tokens = value
 
     @can_return_tuple
     def get_image_features(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
-    ) -> GrrCocaVisionOutput:
+    ) -> VisionTowerOutput:
         """Encode images for retrieval (`pooler_output`) and for captioning (`image_tokens`) in one pass.
 
         Args:
@@ -588,7 +483,7 @@ class GrrCocaModel(GrrCocaPreTrainedModel):
             interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
 
         Returns:
-            [`GrrCocaVisionOutput`] whose `pooler_output` of shape `(num_images, projection_dim)` is projected but not
+            [`VisionTowerOutput`] whose `pooler_output` of shape `(num_images, projection_dim)` is projected but not
             normalised.
         """
         outputs = self.vision_model(
@@ -623,66 +518,8 @@ class GrrCocaModel(GrrCocaPreTrainedModel):
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        return_loss: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-        **kwargs,
-    ) -> GrrCocaOutput:
-        """Compare every image with every text; their numbers may differ unless a loss is asked for.
-
-        Args:
-            input_ids, attention_mask, position_ids: As in `get_text_features`.
-            pixel_values, interpolate_pos_encoding: As in `get_image_features`.
-            return_loss (`bool`, *optional*): Return the contrastive loss of pairs (image i, text i).
-
-        Raises:
-            ValueError: If images or texts are missing, or a loss is asked for unequal numbers of them.
-
-        Example:
-
-        ```python
-        >>> inputs = processor(images=images, text=["a red heart", "a green apple"], return_tensors="pt")
-        >>> probabilities = model(**inputs).logits_per_image.softmax(dim=-1)
-        ```
-        """
-        if pixel_values is None:
-            raise ValueError("`pixel_values` is missing; for text embeddings alone call `get_text_features`.")
-        if input_ids is None and kwargs.get("inputs_embeds") is None:
-            raise ValueError("`input_ids` is missing; for image embeddings alone call `get_image_features`.")
-        text_kwargs = {"inputs_embeds": kwargs.pop("inputs_embeds", None)}
-        vision_outputs = self.get_image_features(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
-        )
-        text_outputs = self.get_text_features(
-            input_ids, attention_mask, position_ids, return_dict=True, **text_kwargs, **kwargs
-        )
-        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
-        text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
-        logits_per_text = self.similarity(text_embeds, image_embeds)
-        loss = self.contrastive_loss(image_embeds, text_embeds) if return_loss else None
-        return GrrCocaOutput(
-            loss=loss,
-            logits_per_image=logits_per_text.T,
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=text_outputs,
-            vision_model_output=vision_outputs,
-        )
-
-    def similarity(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Scaled cosine similarities in fp32, of shape `(num_texts, num_images)`."""
-        with torch.autocast(text_embeds.device.type, enabled=False):
-            return self.logit_scale.exp().float() * text_embeds.float() @ image_embeds.float().T
-
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-        """Contrastive loss of this batch; while training, negatives come from all processes."""
+        """InfoNCE of this batch (CoCa eq. 2); while training, negatives come from all processes."""
         return contrastive_loss(
             image_embeds,
             text_embeds,
@@ -692,7 +529,7 @@ class GrrCocaModel(GrrCocaPreTrainedModel):
         )
 
 
-class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationMixin):
+class GrrCocaForConditionalGeneration(ContrastiveCaptioner, GrrCocaPreTrainedModel):
     """The captioner: [`GrrCocaModel`] with a vocabulary head, trained with the joint loss (CoCa eq. 4).
 
     Example:
@@ -704,171 +541,41 @@ class GrrCocaForConditionalGeneration(GrrCocaPreTrainedModel, CaptionGenerationM
     ```
     """
 
-    _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}  # noqa: RUF012
-
     def __init__(self, config: GrrCocaConfig):
         super().__init__(config)
         self.model = GrrCocaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> GrrCocaVisionOutput:
-        """See [`GrrCocaModel.get_image_features`]."""
-        return self.model.get_image_features(pixel_values, **kwargs)
-
-    def get_text_features(self, input_ids: torch.LongTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """See [`GrrCocaModel.get_text_features`]."""
-        return self.model.get_text_features(input_ids, **kwargs)
-
-    @takes_cache
-    @can_return_tuple
-    def forward(
+    def _read_texts(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        cache: EncoderDecoderCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        image_tokens: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool | None = None,
-        interpolate_pos_encoding: bool = False,
+        texts: dict,
+        image_tokens: torch.Tensor | None,
+        cache: EncoderDecoderCache | None,
+        labels: torch.LongTensor | None,
+        compares: bool,
         **kwargs,
-    ) -> GrrCocaConditionalGenerationOutput:
-        """Score texts given images, and train.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Captions or prompts.
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
-                Normalised images; needed at the first step only.
-            attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
-                1 for tokens, 0 for padding on either side. Default: every token is real; with `labels`, `pad_token_id` at
-                either end is padding.
-            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            cache (`EncoderDecoderCache`, *optional*):
-                Cache of earlier tokens and of the image; `past_key_values` before transformers 5.24.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                Instead of `input_ids`.
-            image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
-                Instead of `pixel_values`: the field of that name of an earlier output.
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Targets, aligned with `input_ids` (the shift happens here); -100 is ignored. Given labels, one image pass
-                and one text pass yield both losses.
-            use_cache (`bool`, *optional*): Return the cache. Default: the text config's, never with `labels`.
-            logits_to_keep (`int` or `torch.Tensor`):
-                Last positions (0: all) that get logits, or their indices, or a boolean mask.
-            skip_logits (`bool`, *optional*):
-                Leave the logits out (liger-kernel's switch). Default: while training with `labels`, because the loss
-                itself never holds more than a chunk of them.
-            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
-
-        Raises:
-            ValueError: If there is no image, images and texts differ in number, or shapes and ids do not fit.
-        """
-        config = self.config
-        if use_cache is None:
-            use_cache = config.text_config.use_cache
-        use_cache = use_cache and labels is None
-        if cache is None and use_cache:
-            cache = EncoderDecoderCache(DynamicCache(config=config.text_config), DynamicCache())
-        self._check_cache(cache)
-        if labels is not None and cache is not None:
-            raise ValueError(f"`labels` score whole captions; pass no `{CACHE_NAME}` with them.")
-        if pixel_values is not None and image_tokens is not None:
-            raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
-        if labels is not None and attention_mask is None and input_ids is not None:
-            attention_mask = padding_mask(input_ids, config.text_config.pad_token_id)
-
-        vision_outputs = image_embeds = None
-        is_cached = has_cached_image(cache)
-        if image_tokens is None and not is_cached:
-            if pixel_values is None:
-                raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
-            vision_outputs = self.model.get_image_features(
-                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
-            )
-            image_tokens = vision_outputs.image_tokens
-            image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
-        with_contrastive = labels is not None and config.contrastive_loss_weight != 0
-        if with_contrastive and image_embeds is None:
-            raise ValueError("The contrastive loss needs `pixel_values`; `image_tokens` alone serve captioning only.")
-        text_outputs = self.model.text_model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            append_cls=with_contrastive,
-            return_dict=True,
-            **kwargs,
-        )
-        num_texts = len(text_outputs.last_hidden_state)
-        if image_tokens is not None and num_texts != len(image_tokens):
-            raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {num_texts} texts.")
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None, ModelOutput]:
+        # One pass: the multimodal half goes on from the states of the unimodal one.
+        text_outputs = self.model.text_model(**texts, cache=cache, append_cls=compares, return_dict=True, **kwargs)
         decoder_outputs = self.model.multimodal_decoder(
             text_outputs.last_hidden_state,
-            None if is_cached else image_tokens,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
+            image_tokens,
+            attention_mask=texts["attention_mask"],
+            position_ids=texts["position_ids"],
             cache=cache,
             return_dict=True,
             **kwargs,
         )
-        hidden_states = decoder_outputs.last_hidden_state
-
-        logits = None
-        if skip_logits is None:
-            skip_logits = self.training and labels is not None
-        if not skip_logits:
-            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
-
-        loss = contrastive = caption = text_embeds = logits_per_text = None
-        if labels is not None:
-            labels = supervised_labels(labels, attention_mask, config.text_config.vocab_size)
-            caption = captioning_loss(hidden_states, labels, self.lm_head, gather=self.training)
-            loss = config.caption_loss_weight * caption
-        if with_contrastive:
-            text_embeds = nn.functional.normalize(self.model.text_projection(text_outputs.pooler_output), dim=-1)
-            logits_per_text = self.model.similarity(text_embeds, image_embeds)
-            contrastive = self.model.contrastive_loss(image_embeds, text_embeds)
-            loss = loss + config.contrastive_loss_weight * contrastive
-
-        return GrrCocaConditionalGenerationOutput(
-            loss,
-            logits,
-            cache,  # by its place, since its name depends on the version of transformers
-            contrastive_loss=contrastive,
-            caption_loss=caption,
-            hidden_states=decoder_outputs.hidden_states,
-            attentions=decoder_outputs.attentions,
-            cross_attentions=decoder_outputs.get("cross_attentions"),
-            logits_per_image=None if logits_per_text is None else logits_per_text.T,
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            image_tokens=image_tokens,
-            text_model_output=text_outputs,
-            vision_model_output=vision_outputs,
-        )
+        features = self.model.text_projection(text_outputs.pooler_output) if compares else None
+        return text_outputs, features, decoder_outputs
 
 
 __all__ = [
-    "GrrCocaConditionalGenerationOutput",
     "GrrCocaForConditionalGeneration",
     "GrrCocaModel",
     "GrrCocaMultimodalDecoder",
-    "GrrCocaOutput",
     "GrrCocaPreTrainedModel",
     "GrrCocaTextModel",
     "GrrCocaVisionModel",
-    "GrrCocaVisionOutput",
 ]

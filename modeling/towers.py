@@ -4,11 +4,15 @@
 class TowerMixin:
     """For a `PreTrainedModel` that is part of a whole one: it also loads from a checkpoint of the whole model.
 
-    There its keys carry a prefix. Classes set `_prefix_in_whole_model`, and in `_keys_to_ignore_on_load_unexpected` the
-    names of all other parts.
+    There its keys carry a prefix, `_prefix_in_whole_model`, and those of the other parts are not its business.
     """
 
     _prefix_in_whole_model: str
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        own = {name.partition(".")[0] for name in self.state_dict()}
+        loading_info.unexpected_keys = {key for key in loading_info.unexpected_keys if key.partition(".")[0] in own}
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):

@@ -114,6 +114,14 @@ def test_every_form_of_a_checkpoint_gives_the_same_weights_in_shards_of_any_size
         assert torch.equal(state[key], origin.take(weights[origin.key])), key
 
 
+@pytest.mark.parametrize("name", ["coca_open_clip", "mammut_laion_mlp", "vw_llama"])
+def test_a_checkpoint_in_half_precision_is_loaded_as_such(tmp_path, name):
+    save_file({key: tensor.bfloat16() for key, tensor in weights_of(name).items()}, tmp_path / "half.safetensors")
+    folder = convert_fixture(name, tmp_path / "half.safetensors", tmp_path / "out")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModelForImageTextToText.from_pretrained(folder).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["coca_open_clip", "mammut_laion_mlp", "mammut_laion_nomlp"])
 def test_the_way_back_is_bit_identical(tmp_path, name):
     original = weights_of(name)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -321,7 +322,10 @@ def convert(
         if shards.is_sharded:
             index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
             (staging / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-        model.config.dtype = next(iter(ours.values())).dtype
+        sizes: Counter = Counter()
+        for tensor in ours.values():
+            sizes[tensor.dtype] += tensor.numel()
+        model.to(sizes.most_common(1)[0][0])  # `save_pretrained` writes the model's type into the configuration
         _save_without_weights(model, staging)
         if processor is not None:
             processor.save_pretrained(staging)

@@ -14,7 +14,7 @@ class Origin:
         key (`str`): The foreign tensor.
         part, parts (`int`): Which of so many equal blocks of its rows (q, k and v in one matrix).
         is_transposed (`bool`): Stored as (in, out).
-        is_scalar (`bool`): A single number, stored with or without a dimension.
+        is_scalar (`bool`): A single number, of shape (1,) here and stored with or without a dimension.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Origin:
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         """Our parameter out of the foreign tensor; a meta tensor gives a meta tensor."""
         if self.is_scalar:
-            return tensor.reshape(())
+            return tensor.reshape(1)
         if self.is_transposed:
             tensor = tensor.T
         if self.parts > 1:
@@ -57,6 +57,8 @@ def exported(state_dict: Mapping[str, torch.Tensor], origins: dict[str, Origin])
     parts: dict[str, dict[int, torch.Tensor]] = {}
     for name, origin in origins.items():
         tensor = state_dict[name]
+        if origin.is_scalar:
+            tensor = tensor.reshape(())
         parts.setdefault(origin.key, {})[origin.part] = tensor.T.contiguous() if origin.is_transposed else tensor
     return {
         key: torch.cat([found[part] for part in sorted(found)]) if len(found) > 1 else found[0]

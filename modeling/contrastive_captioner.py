@@ -1,0 +1,432 @@
+"""What contrastive captioners share: two towers that meet in one embedding space, and a captioner around them.
+
+Read from top to bottom: outputs, dual encoder, captioner. A model's own file says how its towers are built, how its texts are
+read, and which contrastive loss it is trained with.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .caption_generation import CaptionGenerationMixin, has_cached_image, select_images
+from .inputs import padding_mask, supervised_labels
+from .layers import slice_logits_to_keep
+from .losses import captioning_loss
+from .self_contained import SelfContainedMixin
+from .transformers_versions import CACHE_NAME, takes_cache
+
+
+@dataclass
+class VisionTowerOutput(BaseModelOutputWithPooling):
+    """Output of a vision tower, and of `get_image_features`.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): States of all tokens.
+        pooler_output (`torch.Tensor` of shape `(batch_size, pooled_size)`):
+            The image as one vector. From `get_image_features`: projected to the joint space, not normalised.
+        image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, text_hidden_size)`, *optional*):
+            What the text decoder attends to. A tower whose tokens are still to be projected leaves it out.
+        hidden_states, attentions: Per layer, when asked for.
+    """
+
+    image_tokens: torch.Tensor | None = None
+
+
+@dataclass
+class DualEncoderOutput(ModelOutput):
+    """Images compared with texts.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, returned with `return_loss=True`): Contrastive loss.
+        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities.
+        logits_per_text (`torch.Tensor` of shape `(num_texts, num_images)`): The same, transposed.
+        text_embeds (`torch.Tensor` of shape `(num_texts, projection_dim)`): L2-normalised text embeddings, fp32.
+        image_embeds (`torch.Tensor` of shape `(num_images, projection_dim)`): L2-normalised image embeddings, fp32.
+        text_model_output (`BaseModelOutputWithPooling`): Output of the text side.
+        vision_model_output (`VisionTowerOutput`): Output of the vision tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: VisionTowerOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+@dataclass
+class CaptionerOutput(CausalLMOutputWithCrossAttentions):
+    """Texts scored given images.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, returned with `labels`):
+            `contrastive_loss_weight * contrastive_loss + caption_loss_weight * caption_loss`; CoCa eq. (4).
+        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`):
+            Next-token scores; absent while training with `labels` unless `skip_logits=False`.
+        cache (`EncoderDecoderCache`):
+            Keys and values of the text and of the image; `past_key_values` before transformers 5.24.
+        hidden_states, attentions, cross_attentions: Of the decoder that sees the image, per layer, when asked for.
+        contrastive_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted contrastive part.
+        caption_loss (`torch.Tensor` of shape `()`, returned with `labels`): Unweighted captioning part, nats per token.
+        logits_per_image, logits_per_text, text_embeds, image_embeds:
+            As in [`DualEncoderOutput`], where texts were compared (`image_embeds`: whenever images were encoded).
+        image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`):
+            Memory of the decoder; pass it to `generate` or `forward` to save another image pass.
+        text_model_output, vision_model_output: Outputs of the towers.
+    """
+
+    contrastive_loss: torch.Tensor | None = None
+    caption_loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: VisionTowerOutput | None = None
+
+
+def unit_vectors(features: torch.Tensor) -> torch.Tensor:
+    """L2-normalised, in fp32 whatever the model computes in: at a scale of 100, rounding to bf16 moves logits by 0.5."""
+    return nn.functional.normalize(features.float(), dim=-1)
+
+
+class ContrastiveCaptionerPreTrainedModel(SelfContainedMixin, PreTrainedModel):
+    """What transformers wants to know of every part of such a model."""
+
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # a batch-contrastive loss cannot be divided by a token count of several batches
+    _skip_keys_device_placement = ["cache", "past_key_values", "layer_past"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; learned scalars, which stay in fp32, do not count."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point() and p.numel() > 1)
+
+
+class DualEncoder(ContrastiveCaptionerPreTrainedModel):
+    """Image and text embeddings in one space. A subclass has `vision_model`, `text_model` and `logit_scale`."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012  (a captioner's checkpoint)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> DualEncoderOutput:
+        """Compare every image with every text; their numbers may differ unless a loss is asked for.
+
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds: As in `get_text_features`.
+            pixel_values, interpolate_pos_encoding: As in `get_image_features`.
+            return_loss (`bool`, *optional*): Return the contrastive loss of pairs (image i, text i).
+
+        Raises:
+            ValueError: If images or texts are missing, or a loss is asked for unequal numbers of them.
+
+        Example:
+
+        ```python
+        >>> inputs = processor(images=images, text=["a red heart", "a green apple"], return_tensors="pt")
+        >>> probabilities = model(**inputs).logits_per_image.softmax(dim=-1)
+        ```
+        """
+        return self._compare(
+            {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding},
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "inputs_embeds": inputs_embeds,
+            },
+            return_loss,
+            **kwargs,
+        )
+
+    def _compare(self, images: dict, texts: dict, return_loss: bool | None, **kwargs) -> DualEncoderOutput:
+        if not _has_pixels(images):
+            raise ValueError(
+                f"{_names_of_pixels(images)} is missing; for text embeddings alone call `get_text_features`."
+            )
+        if texts["input_ids"] is None and texts["inputs_embeds"] is None:
+            raise ValueError("`input_ids` is missing; for image embeddings alone call `get_image_features`.")
+        vision_outputs = self.get_image_features(**images, return_dict=True, **kwargs)
+        text_outputs = self.get_text_features(**texts, return_dict=True, **kwargs)
+        image_embeds = unit_vectors(vision_outputs.pooler_output)
+        text_embeds = unit_vectors(text_outputs.pooler_output)
+        logits_per_text = self.similarity(text_embeds, image_embeds)
+        return DualEncoderOutput(
+            loss=self.contrastive_loss(image_embeds, text_embeds) if return_loss else None,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+    def similarity(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Scaled (and, where the model has one, biased) cosine similarities in fp32, `(num_texts, num_images)`."""
+        with torch.autocast(text_embeds.device.type, enabled=False):
+            logits = self.logit_scale.exp().float() * text_embeds.float() @ image_embeds.float().T
+        bias = getattr(self, "logit_bias", None)
+        return logits if bias is None else logits + bias.float()
+
+    def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Contrastive loss of this batch; while training, negatives come from all processes. Each model has its own."""
+        raise NotImplementedError
+
+
+def _has_pixels(images: dict) -> bool:
+    return any(images.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+
+
+def _names_of_pixels(images: dict) -> str:
+    return "`pixel_values` (or `pixel_values_videos`)" if "pixel_values_videos" in images else "`pixel_values`"
+
+
+class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGenerationMixin):
+    """A [`DualEncoder`], `model`, with a vocabulary head, `lm_head`, trained with the joint loss (CoCa eq. 4)."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_image_features(self, *args, **kwargs) -> VisionTowerOutput:
+        """As that of `model`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """As that of `model`."""
+        return self.model.get_text_features(*args, **kwargs)
+
+    @takes_cache
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: EncoderDecoderCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> CaptionerOutput:
+        """Score texts given images, and train.
+
+        The image is encoded once. Without `labels` texts are only captions; with them, they are also compared with the
+        images unless the contrastive loss has weight 0.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Captions or prompts.
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
+                Normalised images; needed at the first step only.
+            attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
+                1 for tokens, 0 for padding on either side. Default: every token is real; with `labels`, `pad_token_id` at
+                either end is padding.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
+            cache (`EncoderDecoderCache`, *optional*):
+                Cache of earlier tokens and of the image; `past_key_values` before transformers 5.24.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Instead of `input_ids`.
+            image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
+                Instead of images: the field of that name of an earlier output.
+            image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                The image of every text, where several texts belong to one image: it is encoded once. Default: text i
+                belongs to image i.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Targets, aligned with `input_ids` (the shift happens here); -100 is ignored.
+            use_cache (`bool`, *optional*): Return the cache. Default: the text config's, never with `labels`.
+            logits_to_keep (`int` or `torch.Tensor`):
+                Last positions (0: all) that get logits, or their indices, or a boolean mask.
+            skip_logits (`bool`, *optional*):
+                Leave the logits out (liger-kernel's switch). Default: while training with `labels`, because the loss
+                itself never holds more than a chunk of them.
+            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+
+        Raises:
+            ValueError: If there is no image, images and texts differ in number, or shapes and ids do not fit.
+        """
+        return self._score(
+            {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding},
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "inputs_embeds": inputs_embeds,
+            },
+            cache,
+            image_tokens,
+            image_index,
+            labels,
+            use_cache,
+            logits_to_keep,
+            skip_logits,
+            **kwargs,
+        )
+
+    def _score(
+        self,
+        images: dict,
+        texts: dict,
+        cache: EncoderDecoderCache | None,
+        image_tokens: torch.Tensor | None,
+        image_index: torch.LongTensor | None,
+        labels: torch.LongTensor | None,
+        use_cache: bool | None,
+        logits_to_keep: int | torch.Tensor,
+        skip_logits: bool | None,
+        **kwargs,
+    ) -> CaptionerOutput:
+        """`forward`, whose arguments come sorted: `images` is for `get_image_features`, `texts` for `_read_texts`."""
+        config, text_config = self.config, self.config.text_config
+        use_cache = (text_config.use_cache if use_cache is None else use_cache) and labels is None
+        self._check_cache(cache)
+        if cache is None and use_cache:
+            cache = EncoderDecoderCache(DynamicCache(config=text_config), DynamicCache())
+        if labels is not None:
+            if cache is not None:
+                raise ValueError(f"`labels` score whole captions; pass no `{CACHE_NAME}` with them.")
+            if texts["attention_mask"] is None and texts["input_ids"] is not None:
+                texts["attention_mask"] = padding_mask(texts["input_ids"], text_config.pad_token_id)
+            labels = supervised_labels(labels, texts["attention_mask"], text_config.vocab_size)
+        compares = labels is not None and config.contrastive_loss_weight != 0
+
+        vision_outputs, image_tokens = self._see(images, cache, image_tokens, **kwargs)
+        image_embeds = None if vision_outputs is None else unit_vectors(vision_outputs.pooler_output)
+        if compares and image_embeds is None:
+            raise ValueError("The contrastive loss needs `pixel_values`; `image_tokens` alone serve captioning only.")
+        if image_index is not None and image_tokens is not None:
+            if compares:
+                raise ValueError(
+                    "`image_index` lets texts share images, which a contrastive loss would take for negatives: set "
+                    "`contrastive_loss_weight` to 0."
+                )
+            image_tokens = select_images(image_tokens, image_index)
+        given = texts["input_ids"] if texts["inputs_embeds"] is None else texts["inputs_embeds"]
+        if image_tokens is not None and given is not None and len(given) not in (0, len(image_tokens)):
+            raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {len(given)} texts.")
+
+        text_outputs, text_features, decoder_outputs = self._read_texts(
+            texts, None if has_cached_image(cache) else image_tokens, cache, labels, compares, **kwargs
+        )
+        hidden_states = decoder_outputs.last_hidden_state
+        logits = None
+        if not ((self.training and labels is not None) if skip_logits is None else skip_logits):
+            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        loss = contrastive = caption = text_embeds = logits_per_text = None
+        if labels is not None:
+            caption = captioning_loss(hidden_states, labels, self.lm_head, gather=self.training)
+            loss = config.caption_loss_weight * caption
+        if compares:
+            text_embeds = unit_vectors(text_features)
+            logits_per_text = self.model.similarity(text_embeds, image_embeds)
+            contrastive = self.model.contrastive_loss(image_embeds, text_embeds)
+            loss = loss + config.contrastive_loss_weight * contrastive
+        return CaptionerOutput(
+            loss,
+            logits,
+            cache,  # by its place, since its name depends on the version of transformers
+            contrastive_loss=contrastive,
+            caption_loss=caption,
+            hidden_states=decoder_outputs.hidden_states,
+            attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.get("cross_attentions"),
+            logits_per_image=None if logits_per_text is None else logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            image_tokens=image_tokens,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+    def _see(
+        self, images: dict, cache: EncoderDecoderCache | None, image_tokens: torch.Tensor | None, **kwargs
+    ) -> tuple[VisionTowerOutput | None, torch.Tensor | None]:
+        """The output of the vision tower, if it had to run, and the decoder's memory, unless its keys are cached."""
+        if _has_pixels(images) and image_tokens is not None:
+            raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
+        if image_tokens is not None or has_cached_image(cache):
+            return None, image_tokens
+        if not _has_pixels(images):
+            raise ValueError(f"{_names_of_pixels(images)} (or `image_tokens`) is missing: a caption needs an image.")
+        outputs = self.model.get_image_features(**images, return_dict=True, **kwargs)
+        return outputs, outputs.image_tokens
+
+    def _read_texts(
+        self,
+        texts: dict,
+        image_tokens: torch.Tensor | None,
+        cache: EncoderDecoderCache | None,
+        labels: torch.LongTensor | None,
+        compares: bool,
+        **kwargs,
+    ) -> tuple[BaseModelOutputWithPooling | None, torch.Tensor | None, ModelOutput]:
+        """Run the text side of the model.
+
+        Args:
+            texts (`dict`): `input_ids`, `attention_mask`, `position_ids`, `inputs_embeds`, and what else the model asks for.
+            image_tokens (`torch.Tensor`, *optional*): Memory; not there once its keys and values are cached.
+            cache (`EncoderDecoderCache`, *optional*): To read and extend.
+            labels (`torch.LongTensor`, *optional*): Supervised tokens.
+            compares (`bool`): Whether the texts are compared with the images, too.
+
+        Returns:
+            Output of the text side without images and its features of shape `(num_texts, projection_dim)`, not normalised,
+            both where texts are compared; output of the decoder that sees the images.
+        """
+        raise NotImplementedError
+
+
+__all__ = [
+    "CaptionerOutput",
+    "ContrastiveCaptioner",
+    "ContrastiveCaptionerPreTrainedModel",
+    "DualEncoder",
+    "DualEncoderOutput",
+    "VisionTowerOutput",
+    "unit_vectors",
+]
