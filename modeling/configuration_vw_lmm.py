@@ -11,10 +11,6 @@ from .configuration_base import CompositeConfig, check_positive, preset_fields
 from .vision_towers import own_tower_config
 
 
-# `transformers serve` looks names up here, not in the registry, and loads the configuration first.
-MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("vw_lmm", "VwLmmForCausalLM")
-
-
 @strict
 class VwLmmConfig(CompositeConfig):
     r"""Configuration of [`VwLmmModel`] and [`VwLmmForCausalLM`]: a vision tower, an adapter, and a causal language model.
@@ -90,6 +86,13 @@ class VwLmmConfig(CompositeConfig):
                 f"`image_token_id` must be at least 0, got {self.image_token_id}. (The original's -200 stands for a whole "
                 "image; here every patch has its placeholder, which the processor writes.)"
             )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """What transformers does with a configuration whose code it took from a checkpoint."""
+        super().register_for_auto_class(auto_class)
+        # `transformers serve` asks this table and no registry, after it has read the configuration.
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(cls.model_type, "VwLmmForCausalLM")
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "VwLmmConfig":

@@ -28,7 +28,7 @@ from .layers import slice_logits_to_keep
 from .losses import captioning_loss, visual_modeling_loss
 from .self_contained import SelfContainedMixin
 from .transformers_versions import CACHE_NAME, named_cache, takes_cache
-from .vision_towers import build_tower, load_tower
+from .vision_towers import build_tower, load_tower, module_with_tower
 
 
 @dataclass
@@ -116,6 +116,10 @@ class VwLmmPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @property
+    def _code_module(self) -> str:
+        return module_with_tower(self.config.vision_config) or type(self).__module__
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -3,7 +3,9 @@
 Loaded with `trust_remote_code=True`, such a checkpoint needs no installed package but transformers.
 """
 
-import sys
+import importlib
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +30,10 @@ def _reference(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
-def _travelling_modules(model_class: type) -> set[str]:
-    """Names of the files that `save_pretrained` copies: that of the class, and all it imports."""
-    file = sys.modules[model_class.__module__].__file__
-    return {Path(name).stem for name in (file, *get_relative_import_files(file))}
+def _travelling_files(model) -> list[Path]:
+    """The files that a checkpoint carries: that of the model's code, and all it imports."""
+    file = importlib.import_module(model._code_module).__file__
+    return [Path(name) for name in (file, *get_relative_import_files(file))]
 
 
 def _custom_pipelines(model) -> dict[str, dict]:
@@ -59,34 +61,42 @@ def _custom_pipelines(model) -> dict[str, dict]:
     return pipelines
 
 
-@contextmanager
-def _declared_code(model) -> Iterator[None]:
-    """While active, transformers' `save_pretrained` copies the source files, and the configuration names all of them.
+def _auto_map(model) -> dict[str, str] | None:
+    """Where the code of each Auto class stands in the checkpoint; None for a class that nobody could load.
 
-    transformers remembers one Auto class per model class; here the others come from its registry and, for a model loaded
-    through the code of a repository, from that repository.
+    Args:
+        model: Of this package, or loaded through the code of a repository, whose own table is then extended.
     """
     config, config_class, model_class = model.config, type(model.config), type(model)
     # "someone/repository--module.Class" would need that repository for ever
     auto_map = {key: value.rpartition("--")[2] for key, value in (getattr(config, "auto_map", None) or {}).items()}
     auto_map |= {name: _reference(cls) for name, cls in auto_classes_of(config_class).items()}
+    auto_map["AutoConfig"] = _reference(config_class)
+    if model._code_module != model_class.__module__:  # that module has all classes, and brings more along than they do
+        entry = model._code_module.rpartition(".")[2]
+        auto_map = {name: f"{entry}.{reference.rpartition('.')[2]}" for name, reference in auto_map.items()}
     # A detector needs more files than the model within it, which names only classes that come along
-    modules = _travelling_modules(model_class)
+    modules = {path.stem for path in _travelling_files(model)}
     auto_map = {name: reference for name, reference in auto_map.items() if reference.partition(".")[0] in modules}
-    if not auto_map and all(cls.__module__.startswith("transformers_modules.") for cls in (config_class, model_class)):
-        # a tower of a model that was loaded through the code of a repository
-        auto_map = {"AutoModel": _reference(model_class)}
-    own_name = next((name for name, reference in auto_map.items() if reference == _reference(model_class)), None)
+    if len(auto_map) == 1 and model_class.__module__.startswith("transformers_modules."):
+        auto_map["AutoModel"] = _reference(
+            model_class
+        )  # a tower of a model that was loaded through a repository's code
     # A class of the user's own, or a part that no Auto class loads, has no code to name.
-    is_known = own_name is not None
-    fields = {
-        "auto_map": auto_map if is_known else None,
-        "custom_pipelines": (_custom_pipelines(model) or None) if is_known else None,
-    }
+    names = {reference.rpartition(".")[2] for reference in auto_map.values()}
+    return auto_map if model_class.__name__ in names else None
+
+
+@contextmanager
+def _declared_code(model, auto_map: dict[str, str] | None) -> Iterator[None]:
+    """While active, the configuration says where the code is, and transformers leaves copying it to us."""
+    config, classes = model.config, (type(model.config), type(model))
+    fields = {"auto_map": auto_map, "custom_pipelines": (_custom_pipelines(model) or None) if auto_map else None}
     before = {name: getattr(config, name, None) for name in fields}
-    auto_names = [(cls, cls._auto_class) for cls in (config_class, model_class)]
+    auto_names = [(cls, cls._auto_class) for cls in classes]
     try:
-        config_class._auto_class, model_class._auto_class = "AutoConfig" if is_known else None, own_name
+        for cls in classes:
+            cls._auto_class = None
         for name, value in fields.items():
             _set_or_delete(config, name, value)
         yield
@@ -107,10 +117,20 @@ def _set_or_delete(config: PreTrainedConfig, name: str, value) -> None:
 class SelfContainedMixin:
     """For models whose every checkpoint carries its code."""
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    @property
+    def _code_module(self) -> str:
+        """Name of the module from which the code of a checkpoint starts."""
+        return type(self).__module__
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """As transformers' own, with the source files and a complete `auto_map`."""
-        with _declared_code(self):
-            return super().save_pretrained(save_directory, *args, **kwargs)
+        auto_map = _auto_map(self)
+        if auto_map is not None and is_main_process and not os.path.isfile(save_directory):
+            os.makedirs(save_directory, exist_ok=True)
+            for path in _travelling_files(self):
+                shutil.copy(path, save_directory)
+        with _declared_code(self, auto_map):
+            return super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
 
 __all__ = ["SelfContainedMixin", "auto_classes_of"]

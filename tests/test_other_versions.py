@@ -24,7 +24,7 @@ def expected(checkpoints, tmp_path_factory) -> dict[str, dict]:
 
 
 @pytest.mark.skipif(not ENVIRONMENTS, reason="`make test` makes the environments with other versions of transformers")
-@pytest.mark.parametrize("python", ENVIRONMENTS, ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize("python", ENVIRONMENTS, ids=[path.parts[-3] for path in ENVIRONMENTS])
 def test_checkpoints_answer_alike_and_come_back_as_they_went(python, checkpoints, expected, tmp_path):
     again = tmp_path / "again"
     compare(meet_a_stranger(python, checkpoints, tmp_path / "there", save_to=again), expected)

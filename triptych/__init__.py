@@ -12,6 +12,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from triptych.modeling import vw_lmm_with_grr_coca, vw_lmm_with_mammut  # noqa: F401  (make our towers known to VW-LMM)
 from triptych.modeling.configuration_grr_coca import (
     GRR_COCA_PRESETS,
     GrrCocaConfig,
