@@ -21,7 +21,7 @@ from .contrastive_captioner import (
     DualEncoder,
     VisionTowerOutput,
 )
-from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask
+from .inputs import check_pixel_values, check_texts, default_position_ids, fill_context, padding_mask
 from .layers import (
     Attention,
     CrossAttentionBlock,
@@ -250,61 +250,19 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def _append_cls(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        input_ids: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Append the CLS token (and, for the legacy mask, one padding token before it) behind the text.
-
-        The legacy mask lets the CLS row see key j only if token j - 1 is not padding: all n tokens, the padding position
-        n behind them, and the CLS token itself only if the text fills the context. Appending that one padding token with
-        its own position gives the same numbers for any amount of padding on either side.
-
-        Returns:
-            Extended hidden states, attention mask and positions, and `cls_keys` of shape `(batch_size, length)`: the keys
-            the CLS row may see, or `None` where the mask alone decides.
-        """
-        batch_size, longest = len(hidden_states), self.config.max_position_embeddings
-        num_tokens = attention_mask.sum(dim=1, keepdim=True)  # (batch, 1)
-        cls_states = self.cls_token.to(hidden_states.dtype).expand(batch_size, 1, -1)
-        cls_position = torch.full_like(num_tokens, longest) if self.config.cls_position == "fixed" else num_tokens
-        position_ids = position_ids.expand(batch_size, -1)
-        seen = torch.ones_like(num_tokens)
-        if self.config.cls_mask_mode == "correct":
-            return (
-                torch.cat([hidden_states, cls_states], dim=1),
-                torch.cat([attention_mask, seen], dim=1),
-                torch.cat([position_ids, cls_position], dim=1),
-                None,
+    def _refuse_what_the_legacy_mask_cannot(
+        self, input_ids: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> None:
+        if input_ids is None or position_ids is not None:
+            raise ValueError(
+                '`cls_mask_mode="legacy"` brings texts to full length with padding tokens: pass `input_ids`, and neither '
+                "`inputs_embeds` nor `position_ids`."
             )
-
-        if input_ids is None:
-            raise ValueError('`cls_mask_mode="legacy"` needs `input_ids`, got `inputs_embeds`.')
         if is_flash_attention_requested(self.config):
             raise ValueError(
                 '`cls_mask_mode="legacy"` masks single keys of one row, which flash attention cannot: call '
                 '`model.set_attn_implementation("sdpa")`, or "eager" or "flex_attention".'
             )
-        is_token = attention_mask.bool()
-        opens_key = ~is_token | (
-            input_ids != self.config.pad_token_id
-        )  # whether token j lets the CLS row see key j + 1
-        opens_key = torch.cat([torch.ones_like(is_token[:, :1]), opens_key], dim=1)
-        last_token_opens = (is_token & (position_ids == num_tokens - 1) & ~opens_key[:, 1:]).sum(1, keepdim=True) == 0
-        is_full = num_tokens == longest
-        cls_keys = torch.cat(
-            [is_token & opens_key[:, :-1], ~is_full & last_token_opens, is_full & last_token_opens], dim=1
-        )
-        pad_states = self.embed_tokens(torch.full_like(num_tokens, self.config.pad_token_id))
-        return (
-            torch.cat([hidden_states, pad_states, cls_states], dim=1),
-            torch.cat([attention_mask, seen, seen], dim=1),
-            torch.cat([position_ids, num_tokens.clamp(max=longest - 1), cls_position], dim=1),
-            cls_keys,
-        )
 
     @takes_cache
     @merge_with_config_defaults
@@ -339,45 +297,62 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
         Raises:
             ValueError: If a text is empty or longer than the context, or an id lies outside the vocabulary.
         """
-        check_texts(input_ids, inputs_embeds, self.config.vocab_size, self.config.max_position_embeddings)
+        config, longest = self.config, self.config.max_position_embeddings
+        check_texts(input_ids, inputs_embeds, config.vocab_size, longest)
+        num_tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        if append_cls and attention_mask is None and input_ids is not None:
+            attention_mask = padding_mask(input_ids, config.pad_token_id)
+        places = cls_sees = None
+        if append_cls and config.cls_mask_mode == "legacy":
+            self._refuse_what_the_legacy_mask_cannot(input_ids, position_ids)
+            places = default_position_ids(attention_mask, 0, num_tokens, input_ids.device)
+            num_real = attention_mask.sum(dim=1, keepdim=True)
+            input_ids, attention_mask = fill_context(input_ids, attention_mask, longest, config.pad_token_id)
+            # Shifted by one: whether a token is padding decides if the CLS row sees the key behind it.
+            cls_sees = nn.functional.pad(input_ids != config.pad_token_id, (1, 0), value=True)
+            attention_mask = torch.ones_like(attention_mask)  # no other row looks to the right
+
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        num_tokens = hidden_states.shape[1]
         if append_cls and attention_mask is None:
-            if input_ids is None:
-                attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
-            else:
-                attention_mask = padding_mask(input_ids, self.config.pad_token_id)
+            attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
         if position_ids is None:
             past_length = 0 if cache is None else cache.get_seq_length()
-            position_ids = default_position_ids(attention_mask, past_length, num_tokens, hidden_states.device)
-
-        cls_keys = None
-        if append_cls:
-            hidden_states, attention_mask, position_ids, cls_keys = self._append_cls(
-                hidden_states, attention_mask, position_ids, input_ids
+            position_ids = default_position_ids(
+                attention_mask, past_length, hidden_states.shape[1], hidden_states.device
             )
+        if append_cls:
+            if cls_sees is None:
+                num_real = attention_mask.sum(dim=1, keepdim=True)  # (batch, 1)
+            cls_position = torch.full_like(num_real, longest) if config.cls_position == "fixed" else num_real
+            cls_states = self.cls_token.to(hidden_states.dtype).expand(len(hidden_states), 1, -1)
+            hidden_states = torch.cat([hidden_states, cls_states], dim=1)
+            attention_mask = nn.functional.pad(attention_mask, (0, 1), value=1)
+            position_ids = torch.cat([position_ids.expand(len(hidden_states), -1), cls_position], dim=1)
         if self.position_embedding is not None:
             hidden_states = hidden_states + self.position_embedding(position_ids)
             rotary = None
         else:
-            rotary = rotary_embedding(position_ids, self.layers[0].self_attn.head_dim, self.config.rope_theta)
+            rotary = rotary_embedding(position_ids, self.layers[0].self_attn.head_dim, config.rope_theta)
 
-        def cls_row_sees(batch_idx, head_idx, query_idx, key_idx):
-            is_cls_row = query_idx == cls_keys.shape[1] - 1
-            return ~is_cls_row | cls_keys[batch_idx, key_idx]
+        def row_sees(batch_idx, head_idx, query_idx, key_idx):
+            return (query_idx != longest) | cls_sees[batch_idx, key_idx]
 
         causal_mask = create_causal_mask(
-            self.config,
+            config,
             hidden_states,
             attention_mask,
             cache,
             position_ids,
-            and_mask_function=None if cls_keys is None else cls_row_sees,
+            and_mask_function=None if cls_sees is None else row_sees,
         )
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask=causal_mask, rotary=rotary, layer_past=cache, **kwargs)
         pooled = self.final_layer_norm(hidden_states[:, -1]) if append_cls else None
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states[:, :num_tokens], pooler_output=pooled)
+        if places is None:
+            tokens = hidden_states[:, :num_tokens]
+        else:
+            tokens = hidden_states.take_along_dim(places[..., None], dim=1)  # back to where the caller has them
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)
 
 
 class GrrCocaMultimodalDecoder(GrrCocaPreTrainedModel):

@@ -25,7 +25,7 @@ from .contrastive_captioner import (
     VisionTowerOutput,
 )
 from .cropped_positions import random_position_crops
-from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask
+from .inputs import check_pixel_values, check_texts, default_position_ids, fill_context, padding_mask
 from .layers import Attention, CrossAttentionBlock, SelfAttentionBlock, build_norm, resize_position_table
 from .losses import contrastive_loss, focal_contrastive_loss
 from .towers import TowerMixin
@@ -259,19 +259,6 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def _full_length(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.LongTensor, torch.Tensor]:
-        """Tokens first, then `pad_token_id` up to the full context: the only form that LAION's weights have seen."""
-        order = (1 - attention_mask.long()).argsort(dim=-1, stable=True)
-        attention_mask = attention_mask.gather(-1, order)
-        input_ids = input_ids.gather(-1, order).masked_fill(attention_mask == 0, self.config.pad_token_id)
-        missing = self.config.max_position_embeddings - input_ids.shape[1]
-        return (
-            nn.functional.pad(input_ids, (0, missing), value=self.config.pad_token_id),
-            nn.functional.pad(attention_mask, (0, missing)),
-        )
-
     @merge_with_config_defaults
     @capture_outputs
     def encode(
@@ -309,7 +296,9 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
                     "`mask_padding=False` or `text_pool='all_mean'` bring texts to full length with padding tokens: pass "
                     "`input_ids`, and neither `inputs_embeds` nor `position_ids`."
                 )
-            input_ids, attention_mask = self._full_length(input_ids, attention_mask)
+            input_ids, attention_mask = fill_context(
+                input_ids, attention_mask, config.max_position_embeddings, config.pad_token_id
+            )
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if attention_mask is None:
             attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)

@@ -219,6 +219,27 @@ def test_a_stranger_loads_every_class_through_every_auto_class(tmp_path, monkeyp
             assert f"{pipeline['impl'].partition('.')[0]}.py" in sources
 
 
+def test_only_checkpoints_with_a_tower_of_ours_carry_another_models_files(tmp_path):
+    vision = {"grr_coca": tiny_config().vision_config, "mammut": tiny_mammut().config.vision_config}
+    for name, tower in (("clip", {}), *vision.items()):
+        fields = tower if name == "clip" else {**tower.to_dict(), "model_type": tower.model_type}
+        tiny_vw_lmm(vision_config=fields, vision_feature_select_strategy="full").save_pretrained(tmp_path / name)
+        files = {path.name for path in (tmp_path / name).glob("*.py")}
+        for other in vision:
+            assert (f"modeling_{other}.py" in files) == (name == other)
+        assert any("mammut" in file for file in files) == (name == "mammut")
+
+
+def test_importing_changes_no_table_of_names(tmp_path):
+    code = """
+from transformers.models.auto import modeling_auto as auto
+tables = {name: dict(value) for name, value in vars(auto).items() if name.endswith("_MAPPING_NAMES")}
+import triptych
+assert tables == {name: dict(getattr(auto, name)) for name in tables}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=120)
+
+
 PART = """
 from transformers import pipeline
 processor.image_processor.save_pretrained("part")

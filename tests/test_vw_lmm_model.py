@@ -477,3 +477,9 @@ def test_fresh_weights_are_initialised():
     for name, parameter in loaded.named_parameters():
         assert parameter.isfinite().all(), name
         assert parameter.abs().max() < 3, name
+
+
+def test_a_tower_whose_weights_are_not_there_is_refused(tmp_path):
+    tiny_vw_lmm().save_pretrained(tmp_path / "vlm")  # CLIP's names, behind a prefix that CLIP does not know
+    with pytest.raises(ValueError, match=r"lacks \d+ of the tower's weights .* would stay random"):
+        VwLmmForCausalLM.from_vision_text_pretrained(str(tmp_path / "vlm"), str(tmp_path / "nowhere"))
