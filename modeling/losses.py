@@ -15,13 +15,36 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _check_pairs(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> int:
-    if len(image_embeds) != len(text_embeds) or len(image_embeds) == 0:
+def _first_row(image_embeds: torch.Tensor, text_embeds: torch.Tensor, gather: bool) -> int:
+    """The row of this process's first pair among those of all processes; 0 if they are not gathered.
+
+    Raises:
+        ValueError: If images and texts of this process, or the pairs of the processes, differ in number; on every process.
+    """
+    num_images, num_texts = len(image_embeds), len(text_embeds)
+    if (
+        gather and is_distributed()
+    ):  # before anything is refused: a process that left alone would leave the others waiting
+        counts = image_embeds.new_tensor([num_images, num_texts], dtype=torch.long)
+        by_process = [torch.empty_like(counts) for _ in range(dist.get_world_size())]
+        dist.all_gather(by_process, counts)
+        numbers = torch.stack(by_process).tolist()
+        if len({number for row in numbers for number in row}) > 1:
+            raise ValueError(
+                "Negatives from all processes need equally many images and texts on each: got (images, texts) "
+                f"{[tuple(row) for row in numbers]} by process. Drop the last incomplete batch, or let it begin anew."
+            )
+    if num_images != num_texts or num_images == 0:
         raise ValueError(
             "A contrastive loss needs equally many images and texts, at least one of each: got "
-            f"{len(image_embeds)} `image_embeds` and {len(text_embeds)} `text_embeds`."
+            f"{num_images} `image_embeds` and {num_texts} `text_embeds`."
         )
-    return len(image_embeds)
+    return dist.get_rank() * num_images if gather and is_distributed() else 0
+
+
+def _of_all_processes(embeds: torch.Tensor, gather: bool) -> torch.Tensor:
+    """Rows of all processes, with gradient."""
+    return torch.cat(all_gather(embeds)) if gather and is_distributed() else embeds
 
 
 def contrastive_loss(
@@ -39,7 +62,7 @@ def contrastive_loss(
     Args:
         image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): L2-normalised image embeddings.
         text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Their texts' embeddings, normalised.
-        logit_scale (`torch.Tensor` of shape `()`): Inverse temperature (the exponential of the learned parameter).
+        logit_scale (`torch.Tensor` of shape `(1,)`): Inverse temperature (the exponential of the learned parameter).
         reduction (`"mean"` or `"sum"`): Mean (open_clip) or sum (the paper) of the two directions.
         gather (`bool`): Take negatives from all processes, with gradient. All must hold equally many pairs.
 
@@ -47,19 +70,14 @@ def contrastive_loss(
         `torch.Tensor` of shape `()`.
 
     Raises:
-        ValueError: If the numbers of images and texts differ or are zero, or `reduction` is unknown.
+        ValueError: If the numbers of images and texts, or those of the processes, differ or are zero, or `reduction` is unknown.
     """
-    num_pairs = _check_pairs(image_embeds, text_embeds)
     if reduction not in ("mean", "sum"):
         raise ValueError(f'`reduction` must be "mean" or "sum", got {reduction!r}.')
     image_embeds, text_embeds, logit_scale = image_embeds.float(), text_embeds.float(), logit_scale.float()
-    all_image_embeds, all_text_embeds, first_row = image_embeds, text_embeds, 0
-    if gather and is_distributed():
-        all_image_embeds = torch.cat(all_gather(image_embeds))
-        all_text_embeds = torch.cat(all_gather(text_embeds))
-        first_row = dist.get_rank() * num_pairs
-
-    targets = torch.arange(first_row, first_row + num_pairs, device=image_embeds.device)
+    first_row = _first_row(image_embeds, text_embeds, gather)
+    all_image_embeds, all_text_embeds = (_of_all_processes(embeds, gather) for embeds in (image_embeds, text_embeds))
+    targets = torch.arange(first_row, first_row + len(image_embeds), device=image_embeds.device)
     with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
         image_to_text = nn.functional.cross_entropy(logit_scale * image_embeds @ all_text_embeds.T, targets)
         text_to_image = nn.functional.cross_entropy(logit_scale * text_embeds @ all_image_embeds.T, targets)
@@ -86,8 +104,8 @@ def focal_contrastive_loss(
     Args:
         image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): L2-normalised image embeddings.
         text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Their texts' embeddings, normalised.
-        logit_scale (`torch.Tensor` of shape `()`): Inverse temperature (the exponential of the learned parameter).
-        logit_bias (`torch.Tensor` of shape `()`, *optional*): Added to every logit (SigLIP, arXiv 2303.15343); the paper
+        logit_scale (`torch.Tensor` of shape `(1,)`): Inverse temperature (the exponential of the learned parameter).
+        logit_bias (`torch.Tensor` of shape `(1,)`, *optional*): Added to every logit (SigLIP, arXiv 2303.15343); the paper
             has none.
         gamma (`float`): Focusing exponent. Not printed in the paper; 1.0 in the authors' RO-ViT code.
         gather (`bool`): Take negatives from all processes, with gradient. All must hold equally many pairs.
@@ -96,14 +114,11 @@ def focal_contrastive_loss(
         `torch.Tensor` of shape `()`.
 
     Raises:
-        ValueError: If the numbers of images and texts differ or are zero.
+        ValueError: If the numbers of images and texts, or those of the processes, differ or are zero.
     """
-    num_pairs = _check_pairs(image_embeds, text_embeds)
     image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
-    all_text_embeds, first_row = text_embeds, 0
-    if gather and is_distributed():
-        all_text_embeds = torch.cat(all_gather(text_embeds))
-        first_row = dist.get_rank() * num_pairs
+    first_row = _first_row(image_embeds, text_embeds, gather)
+    all_text_embeds, num_pairs = _of_all_processes(text_embeds, gather), len(image_embeds)
     with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
         logits = logit_scale.float() * image_embeds @ all_text_embeds.T  # (num_pairs, pairs of all processes)
         if logit_bias is not None:

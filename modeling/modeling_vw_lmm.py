@@ -523,18 +523,21 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None,
         attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        if image_features is None:
-            return hidden_states.new_zeros((), dtype=torch.float32)
         config = self.config
-        is_patch = input_ids == config.image_token_id
-        # The first patch is predicted by the token before the image; a patch with nothing before it, by nothing.
-        predicted = is_patch.clone()
-        predicted[:, 0] = False
-        if attention_mask is not None:
-            predicted[:, 1:] &= attention_mask[:, :-1].bool()
+        before, features = hidden_states[:0, 0], hidden_states[:0, 0]
+        if image_features is not None:
+            is_patch = input_ids == config.image_token_id
+            # The first patch is predicted by the token before the image; a patch with nothing before it, by nothing.
+            predicted = is_patch.clone()
+            predicted[:, 0] = False
+            if attention_mask is not None:
+                predicted[:, 1:] &= attention_mask[:, :-1].bool()
+            before = hidden_states[:, :-1][predicted[:, 1:]]
+            features = image_features.flatten(0, 1)[predicted[is_patch]]
+        # Also without a patch: other processes may have some, and all of them add up how many there are.
         return visual_modeling_loss(
-            hidden_states[:, :-1][predicted[:, 1:]],
-            image_features.flatten(0, 1)[predicted[is_patch]],
+            before,
+            features,
             self.lm_head,
             self.vm_head,
             kind=config.visual_loss,
@@ -544,7 +547,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         )
 
     def _unused_parameters(self, has_images: bool) -> torch.Tensor | float:
-        """A zero that depends on what this batch did not use, so that DDP waits for nothing."""
+        """Zero, whose gradients are zero for the parameters that this batch did not use: DDP waits for gradients of all."""
         modules = [] if has_images else [self.model.vision_tower, self.model.multi_modal_projector]
         if not has_images or (self.config.visual_loss == "none" and not self.config.pseudo_image_features):
             modules.append(self.vm_head)

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import torch
@@ -42,7 +43,15 @@ def run_in_processes(function: Callable, world_size: int, *arguments: Any) -> An
     ]
     for process in processes:
         process.start()
-    result = queue.get(timeout=120)
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            result = queue.get(timeout=1)
+            break
+        except Empty:
+            ended = [process.exitcode for process in processes]
+            assert not any(ended), f"A process ended early, with {ended}; its traceback is above."
+            assert time.monotonic() < deadline
     queue.task_done()
     for process in processes:
         process.join(timeout=60)

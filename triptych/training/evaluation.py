@@ -142,8 +142,9 @@ def evaluate_pairs(
                 features = unwrapped.get_text_features(batch["input_ids"], attention_mask=batch["attention_mask"])
                 embeds = torch.nn.functional.normalize(features.pooler_output, dim=-1)
             text_embeds.append(embeds.float().cpu())
-    parts = gather_object([(torch.cat(image_embeds), torch.cat(text_embeds), nll, num_tokens)])
-    images, texts = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    # Lists, since a process may have no readable pair of its own
+    parts = gather_object([(image_embeds, text_embeds, nll, num_tokens)])
+    images, texts = (torch.cat([rows for part in parts for rows in part[side]]) for side in (0, 1))
     caption_loss = sum(part[2] for part in parts) / sum(part[3] for part in parts)
     batch_size = min(batch_size, len(images))
     config, device = unwrapped.config, accelerator.device
