@@ -124,20 +124,25 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
 
     from triptych.training.data import ImageCaptionDataset, load_pairs
+    from triptych.training.emoji_scenes import EmojiPictures
     from triptych.training.evaluation import retrieval_ranks
 
     # The very split that training held out.
     trained = json.loads((args.repository / "training_arguments.json").read_text())
-    columns = {name: trained[name] for name in ("image_column", "caption_column")}
-    data = load_pairs(
-        trained["dataset"],
-        trained["dataset_config"],
-        **columns,
-        image_size=captioner.config.vision_config.image_size,
-        eval_split=trained["eval_split"],
-        seed=trained["seed"],
-    )
-    pairs = ImageCaptionDataset(data["test"], **columns, on_corrupt_image=trained["on_corrupt_image"])
+    size = captioner.config.vision_config.image_size
+    if trained["dataset"] == "openmoji-scenes":
+        pairs = EmojiPictures("test", size, pair_share=0.0, thing_repeats=1)
+    else:
+        columns = {name: trained[name] for name in ("image_column", "caption_column")}
+        data = load_pairs(
+            trained["dataset"],
+            trained["dataset_config"],
+            **columns,
+            image_size=size,
+            eval_split=trained["eval_split"],
+            seed=trained["seed"],
+        )
+        pairs = ImageCaptionDataset(data["test"], **columns, on_corrupt_image=trained["on_corrupt_image"])
     items = [item for item in (pairs[index] for index in range(len(pairs))) if not item["num_skipped"]]
     images, captions = [item["image"] for item in items], [item["caption"] for item in items]
     order = random.Random(args.seed).sample(range(len(items)), len(items))

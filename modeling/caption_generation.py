@@ -94,17 +94,22 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
             `return_dict_in_generate` asks for.
 
         Raises:
-            ValueError: If there is no image, images and prompts differ in number, or the request exceeds the context.
+            ValueError: If there is no image or another one is cached, images and prompts differ in number, or the request exceeds
+                the context.
         """
         if pixel_values is not None and image_tokens is not None:
             raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
+        if has_cached_image(cache) and (pixel_values is not None or image_tokens is not None):
+            raise ValueError(
+                f"`{CACHE_NAME}` holds the image that its texts were begun with; pass no other with it, or begin anew without it."
+            )
         if pixel_values is None and image_tokens is None and not has_cached_image(cache):
             raise ValueError("`pixel_values` (or `image_tokens`) is missing: a caption needs an image.")
         if kwargs.get("assistant_model") is not None and pixel_values is not None:
             if image_index is not None:
                 raise ValueError("`assistant_model` reads `pixel_values` alone, no `image_index`.")
             kwargs["pixel_values"] = pixel_values  # the assistant has a vision tower of its own
-        elif pixel_values is not None and not has_cached_image(cache):
+        elif pixel_values is not None:
             if self.device.type != "meta":  # where weights are offloaded, hooks move the inputs
                 pixel_values = pixel_values.to(self.device)
             features = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
@@ -125,6 +130,10 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
                     input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id
                 )
                 kwargs |= self._prompt_inputs(kwargs["attention_mask"])
+            elif kwargs.get("attention_mask") is None:
+                # transformers would take every padding id for padding, also within what was written so far
+                pad_token_id = self.config.text_config.pad_token_id
+                kwargs["attention_mask"] = ((input_ids != pad_token_id).cumsum(-1) > 0).long()
         if image_tokens is not None:
             kwargs["image_tokens"] = image_tokens
         if cache is not None:

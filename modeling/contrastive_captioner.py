@@ -389,6 +389,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
         """The output of the vision tower, if it had to run, and the decoder's memory, unless its keys are cached."""
         if _has_pixels(images) and image_tokens is not None:
             raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
+        if _has_pixels(images) and has_cached_image(cache):
+            raise ValueError(f"`{CACHE_NAME}` holds the image that its texts were begun with; pass no other with it.")
         if image_tokens is not None or has_cached_image(cache):
             return None, image_tokens
         if not _has_pixels(images):

@@ -7,6 +7,7 @@ from torch.distributed.tensor import DTensor
 
 from tests.conftest import random_batch, tiny_mammut, tiny_model
 from tests.processes import run_in_processes
+from triptych.modeling.transformers_versions import CACHE_NAME, named_cache
 
 
 MODELS = {"grr_coca": tiny_model, "mammut": tiny_mammut, "mammut with a bias": lambda: tiny_mammut("video")}
@@ -127,3 +128,33 @@ def test_a_tower_of_a_detector_reports_nothing_but_what_is_its_own(tmp_path, cap
     )
     assert info["missing_keys"] == set()
     assert info["unexpected_keys"] == {"layers.9.extra"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [tiny_model, tiny_mammut])
+def test_a_cache_is_continued_also_behind_padding_ids_within_the_text(make):
+    """open_clip's padding id is the token "!": transformers' own guess masks it wherever it stands."""
+    model = make()
+    pixel_values = random_batch(model.config)["pixel_values"]
+    ids = torch.tensor([[1, 7, 0, 9], [1, 0, 8, 6], [1, 5, 4, 3]])
+    options = {"max_new_tokens": 5, "eos_token_id": None}
+    expected = model.generate(ids, pixel_values, attention_mask=torch.ones_like(ids), **options)
+    outputs = model(ids[:, :3], pixel_values, use_cache=True)
+    found = model.generate(ids, **named_cache(outputs[CACHE_NAME]), **options)
+    assert found.tolist() == expected.tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [tiny_model, tiny_mammut])
+def test_another_picture_beside_a_cache_is_refused(make):
+    model = make()
+    pixel_values, ids = random_batch(model.config)["pixel_values"], torch.ones(3, 2, dtype=torch.long)
+    features = model.get_image_features(pixel_values).image_tokens
+    cache = model(ids, pixel_values, use_cache=True)[CACHE_NAME]
+    for call in (
+        lambda: model(ids, pixel_values, **named_cache(cache)),
+        lambda: model.generate(ids, pixel_values, **named_cache(cache)),
+        lambda: model.generate(ids, image_tokens=features, **named_cache(cache)),
+    ):
+        with pytest.raises(ValueError, match=rf"`{CACHE_NAME}` holds the image"):
+            call()

@@ -80,6 +80,30 @@ def test_imagefolder_and_parquet_go_the_same_way(folder, tmp_path):
     assert pair["caption"].startswith("picture")
 
 
+def test_rows_of_one_picture_are_held_out_together(tmp_path):
+    """As in a table of COCO or Flickr30k with a row per caption; one copy of a picture has another name."""
+    rows = []
+    for index in range(10):
+        picture = PILImage.new("RGB", (8, 8), (20 * index, 0, 0))
+        for name in (f"{index}.png", f"copy_of_{index}.png"):
+            picture.save(tmp_path / name)
+            rows += [(name, f"caption {len(rows)} of {index}")] * 2
+    with (tmp_path / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "caption"), *rows])
+    data = load_pairs(str(tmp_path), eval_fraction=0.3)
+    assert len(data["train"]) + len(data["test"]) == len(rows)
+    seen = {split: {caption.split()[-1] for caption in data[split]["caption"]} for split in data}
+    assert len(seen["test"]) == 3
+    assert not seen["test"] & seen["train"]
+
+
+def test_one_picture_is_too_few_to_hold_one_out(tmp_path):
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\n0.png,black\n")
+    with pytest.raises(ValueError, match="must be at least two"):
+        load_pairs(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -280,8 +280,11 @@ def test_replacing_a_repository_keeps_foreign_files_and_never_shows_a_mixture(tm
     moves = []
     replace = hub.os.replace
 
+    (repo / "model-00001-of-00002.safetensors").write_text("of an earlier model")
+
     def interrupted(source, target):
-        if len(moves) == 3:
+        if Path(target).name == "config.json":  # by when what others would load instead is gone
+            assert not (repo / "model-00001-of-00002.safetensors").exists()
             raise KeyboardInterrupt
         moves.append(Path(target).name)
         replace(source, target)
@@ -311,6 +314,16 @@ def test_the_card_states_licence_numbers_and_chance(tmp_path):
     assert "| contrastive_loss | 1 |" in card
     assert "0.2500" in card
     assert json.loads((repo / "eval_results.json").read_text()) == {"a": 1}
+
+
+def test_files_are_readable_as_others_are_and_numbers_are_json(tmp_path):
+    results = {"a": float("nan"), "b": [1.5, float("inf")]}
+    repo = hub.save_repository(tmp_path / "repo", tiny_model(), tiny_processor(), CARD, {"eval_results.json": results})
+    (tmp_path / "other").write_text("")
+    modes = {path.name: path.stat().st_mode for path in repo.iterdir()}
+    assert set(modes.values()) == {(tmp_path / "other").stat().st_mode}, modes
+    text = (repo / "eval_results.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == {"a": None, "b": [1.5, None]}
 
 
 def test_a_file_is_no_folder(tmp_path):

@@ -201,6 +201,15 @@ def test_an_adapter_whose_base_nobody_has_is_not_published(tmp_path):
     PAIRS["grr_coca"]()[0].save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="holds a model; give the adapter a folder of its own"):
         hub.save_adapter(tmp_path / "model", adapted, "someone/base", card)
+    named = get_peft_model(
+        PAIRS["grr_coca"]()[0], LoraConfig(r=2, target_modules="all-linear"), adapter_name="colours"
+    )
+    for _ in range(2):  # also a second time into the same folder
+        folder = hub.save_adapter(tmp_path / "named", named, "someone/base", card)
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
+    named.add_adapter("shapes", LoraConfig(r=2, target_modules="all-linear"))
+    with pytest.raises(ValueError, match=r"2 adapters \(colours, shapes\)"):
+        hub.save_adapter(tmp_path / "named", named, "someone/base", card)
     folder = hub.save_adapter(tmp_path / "adapter", adapted, str(tmp_path), card)
     with pytest.raises(ValueError, match="which nobody else has"):
         hub.files_to_publish(folder)

@@ -22,7 +22,8 @@ from tests.test_hub import CARD
 from triptych import hub
 from triptych.training.data import ImageCaptionDataset, PairCollator, load_pairs
 from triptych.training.evaluation import evaluate_pairs, retrieval_ranks, retrieval_recalls, word_f1
-from triptych.training.optimization import clamp_logit_scale, weight_decay_groups
+from triptych.training.optimization import TrainingState, clamp_logit_scale, weight_decay_groups
+from triptych.training.training_log import TrainingLog
 
 
 ROOT = Path(__file__).parents[1]
@@ -268,6 +269,18 @@ def test_decay_reaches_matrices_only():
     assert all(parameter.ndim >= 2 for parameter in decayed["params"])
     assert any(parameter is model.model.logit_scale for parameter in free["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_half_a_line_at_the_end_of_a_log_does_not_stop_a_resumed_run(tmp_path):
+    path = tmp_path / "training_log.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
+    log = TrainingLog(path, Accelerator(cpu=True), TrainingState(step=2), steps_per_epoch=4, resume=True)
+    log.record({"loss": float("nan")})
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in lines] == [(1, 2.0), (2, 1.0), (2, None)]
+    path.write_text('{"step": 1, "lo\n{"step": 2, "loss": 1.0}\n')
+    with pytest.raises(ValueError, match=r"Line 1 of .*is no JSON"):
+        TrainingLog(path, Accelerator(cpu=True), TrainingState(step=2), steps_per_epoch=4, resume=True)
 
 
 def test_the_logit_scale_is_clamped():

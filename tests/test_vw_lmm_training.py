@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch.distributed.fsdp import fully_shard
@@ -81,6 +82,22 @@ def test_llava_layout_and_messages(tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps([{"image": "lost.png", "conversations": turns}]))
     with pytest.raises(ValueError, match=r"lost\.png \(row 0\) cannot be read"):
         load_conversations(str(tmp_path / "bad.json"))[0]
+
+
+def test_lengths_decode_no_image():
+    broken = {"bytes": b"no picture", "path": None}
+    block = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    rows = {
+        "image": [broken, None],
+        "messages": [[{"role": "user", "content": "<image>what?"}], [{"role": "user", "content": "hello"}]],
+    }
+    features = Features({"image": ImageFeature(), "messages": [{"role": Value("string"), "content": Value("string")}]})
+    lengths = ConversationDataset(Dataset.from_dict(rows, features=features)).lengths()
+    assert [length > 1000 for length in lengths] == [True, False]
+    in_blocks = ConversationDataset(
+        [{"messages": [{"role": "user", "content": block}], "images": ["a.png"]}]
+    ).lengths()
+    assert in_blocks[0] > 1000
 
 
 def test_decoded_images_of_a_data_set(tmp_path):
@@ -248,7 +265,8 @@ def _sharded_step(rank: int, world_size: int) -> dict:
 
 
 @pytest.mark.skipif(
-    torch.__version__.startswith("2.8."), reason="torch 2.8 adds up FSDP2's gradients on gloo instead of averaging them"
+    torch.__version__.startswith("2.8."),
+    reason="torch 2.8 adds up FSDP2's gradients on gloo instead of averaging them",
 )
 def test_sharded_processes_have_the_gradients_of_one():
     found = [run_in_processes(_sharded_step, world_size) for world_size in (1, 2)]

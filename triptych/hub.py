@@ -1,6 +1,7 @@
 """A finished Hub repository: weights, code, processor, generation config, model card. Written, and published, whole or not at all."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -75,9 +76,26 @@ def write_model_card(folder: Path, template: str = "template.md", **fields: Any)
     ModelCard(content).save(folder / "README.md")
 
 
+def to_json(content: Any, indent: int | None = None) -> str:
+    """JSON that every reader accepts: numbers that are none (NaN, infinities) become null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, dict):
+            return {key: finite(part) for key, part in value.items()}
+        return [finite(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
+
+
 @contextmanager
 def staged(folder: Path, last: str) -> Iterator[Path]:
-    """A temporary folder beside the target, whose files replace those of the target at the end; `last` arrives last."""
+    """A temporary folder beside the target, whose files replace those of the target at the end.
+
+    The file `last`, without which nobody loads the folder, goes first and comes last. Between the two go the weights of an
+    earlier model, too: stored in other shards, they could be loaded in place of the new ones.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`folder` must be a folder to write to, but {folder} is a file.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,22 +104,25 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
         yield staging
         folder.mkdir(exist_ok=True)
         (folder / last).unlink(missing_ok=True)
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
+        written = sorted(staging.iterdir(), key=lambda path: path.name == last)
+        for path in folder.iterdir():
+            if _WEIGHTS.fullmatch(path.name) and path.name not in {new.name for new in written}:
+                path.unlink()
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in written:
+            if path.is_dir():
+                shutil.rmtree(folder / path.name, ignore_errors=True)
+            else:
+                path.chmod(0o666 & ~umask)  # safetensors writes for its owner alone
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def remove_stale_weights(folder: Path, written: set[str]) -> None:
-    """Delete a model's weights that were not written now: stored in other shards, they could be loaded instead."""
-    for path in folder.iterdir():
-        if _WEIGHTS.fullmatch(path.name) and path.name not in written:
-            path.unlink()
-
-
 def _write_files(folder: Path, files: dict[str, Any]) -> None:
     for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+        text = content if isinstance(content, str) else to_json(content, indent=2) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
 
 
@@ -142,8 +163,6 @@ def save_repository(
         _write_files(staging, extra_files or {})
         facts = {"model_type": model.config.model_type, "num_parameters": model.num_parameters()}
         write_model_card(staging, **{**facts, **card})
-        written = {path.name for path in staging.iterdir()}
-    remove_stale_weights(folder, written)
     return folder
 
 
@@ -167,15 +186,24 @@ def save_adapter(
         `Path`: The folder.
 
     Raises:
-        ValueError: If `folder` is an existing file, or holds a model.
+        ValueError: If `folder` is an existing file, or holds a model, or the model has several adapters.
     """
     folder = Path(folder)
     if (folder / "config.json").exists():
         raise ValueError(f"`folder` {folder} holds a model; give the adapter a folder of its own.")
+    if len(model.peft_config) > 1:
+        names = ", ".join(sorted(model.peft_config))
+        raise ValueError(
+            f"`model` has {len(model.peft_config)} adapters ({names}); a repository holds one. Delete the others."
+        )
     with staged(folder, last="adapter_config.json") as staging:
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = base_model
         model.save_pretrained(str(staging))
+        for named in [path for path in staging.iterdir() if (path / "adapter_config.json").is_file()]:
+            for path in named.iterdir():  # PEFT puts an adapter with a name of its own into a folder of that name
+                path.rename(staging / path.name)
+            named.rmdir()
         _write_files(staging, extra_files or {})
         on_hub = None if Path(base_model).exists() else base_model
         facts = {
@@ -387,7 +415,6 @@ __all__ = [
     "describe_machine",
     "files_to_publish",
     "publish",
-    "remove_stale_weights",
     "save_adapter",
     "save_repository",
     "staged",

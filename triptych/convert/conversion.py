@@ -27,7 +27,7 @@ from transformers import (
 from triptych.convert import open_clip_coca, openmammut, vw_lmm
 from triptych.convert.origin import Origin, exported
 from triptych.convert.source import Source
-from triptych.hub import remove_stale_weights, staged
+from triptych.hub import staged
 from triptych.modeling.configuration_grr_coca import GRR_COCA_PRESETS, GrrCocaConfig
 from triptych.modeling.configuration_mammut import MAMMUT_PRESETS, MammutConfig
 from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
@@ -330,8 +330,6 @@ def convert(
         if processor is not None:
             processor.save_pretrained(staging)
         _write_card(chosen, model, stored, staging)
-        written = {path.name for path in staging.iterdir()}
-    remove_stale_weights(folder, written)
     return folder
 
 

@@ -1,8 +1,9 @@
 """Image-caption pairs from any source, as the model wants them."""
 
+import hashlib
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,46 @@ from triptych.training.openmoji import load_openmoji_captions
 
 class CorruptImageError(ValueError):
     """An image of the data set cannot be read."""
+
+
+def picture_ids(data: datasets.Dataset, image_column: str) -> list[str]:
+    """What tells the pictures of rows apart: a digest of their file, so that copies under another name are one picture."""
+
+    def digest(row: dict[str, Any]) -> dict[str, str]:
+        image = row[image_column] or {}
+        content = image.get("bytes")
+        if content is None:
+            path = Path(image.get("path") or "")
+            content = path.read_bytes() if path.is_file() else str(path).encode()
+        return {"picture_id": hashlib.sha1(content, usedforsecurity=False).hexdigest()}
+
+    images = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    return list(images.map(digest, remove_columns=[image_column], desc="pictures")["picture_id"])
+
+
+def hold_out(data: datasets.Dataset, groups: Sequence[Hashable], fraction: float, seed: int) -> DatasetDict:
+    """Split off rows to evaluate on; rows of one group stay together.
+
+    Args:
+        data (`datasets.Dataset`): Rows.
+        groups (`Sequence`): Of every row, e.g. its picture: what is asked of it in the test must not be known from training.
+        fraction (`float`): Share of the groups that is held out; at least one.
+        seed (`int`): Of the choice.
+
+    Raises:
+        ValueError: If there are fewer than two groups.
+    """
+    distinct = sorted(set(groups), key=str)
+    if len(distinct) < 2:
+        raise ValueError(
+            f"The training split has {len(distinct)} picture; to hold some out, there must be at least two."
+        )
+    count = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
+    chosen = set(random.Random(seed).sample(distinct, count))
+    rows: dict[bool, list[int]] = {False: [], True: []}
+    for row, group in enumerate(groups):
+        rows[group in chosen].append(row)
+    return DatasetDict(train=data.select(rows[False]), test=data.select(rows[True]))
 
 
 def load_pairs(
@@ -40,7 +81,7 @@ def load_pairs(
         image_column, caption_column (`str`): Columns to read. A caption may be a list of captions.
         image_size (`int`): Size at which OpenMoji is rendered, in pixels.
         eval_split (`str`): Split to evaluate on. If the data set has none of this name, a fixed share of the training
-            split is held out.
+            split's pictures is held out, with all rows that show them.
         eval_fraction (`float`): That share.
         seed (`int`): Seed of that split.
 
@@ -69,8 +110,7 @@ def load_pairs(
                 f"`{argument}={column!r}` is not a column of {name!r}; it has {', '.join(data['train'].column_names)}."
             )
     if eval_split not in data:
-        parts = data["train"].train_test_split(test_size=eval_fraction, seed=seed)
-        return DatasetDict(train=parts["train"], test=parts["test"])
+        return hold_out(data["train"], picture_ids(data["train"], image_column), eval_fraction, seed)
     return DatasetDict(train=data["train"], test=data[eval_split])
 
 
@@ -187,4 +227,12 @@ class PairCollator:
         return {**batch, "labels": labels, "num_skipped": num_skipped}
 
 
-__all__ = ["CorruptImageError", "ImageCaptionDataset", "PairCollator", "decode_image", "load_pairs"]
+__all__ = [
+    "CorruptImageError",
+    "ImageCaptionDataset",
+    "PairCollator",
+    "decode_image",
+    "hold_out",
+    "load_pairs",
+    "picture_ids",
+]

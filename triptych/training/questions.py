@@ -1,6 +1,5 @@
 """Questions and answers about images: any VQA data set, as the model wants it, and accuracy on it."""
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
 from triptych.metrics.vqa_accuracy import VqaAccuracy
-from triptych.training.data import decode_image
+from triptych.training.data import decode_image, hold_out, picture_ids
 from triptych.training.easy_vqa import load_easy_vqa
 
 
@@ -90,9 +89,7 @@ def load_questions(
     def columns(row: dict[str, Any]) -> dict[str, Any]:
         answers = _answers_of(row[answer_column])
         kind = row.get(answer_type_column) or answer_type_of(most_common_answer(answers))
-        content = row["image"]["bytes"] or row["image"]["path"].encode()
-        image_id = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-        return {"image_id": image_id, "question": row[question_column], "answers": answers, "answer_type": kind}
+        return {"question": row[question_column], "answers": answers, "answer_type": kind}
 
     splits = {}
     for target, source in (("train", "train"), ("test", eval_split)):
@@ -100,16 +97,11 @@ def load_questions(
             continue
         split = data[source].cast_column(image_column, datasets.Image(decode=False))
         split = split.rename_column(image_column, "image") if image_column != "image" else split
+        ids = datasets.Dataset.from_dict({"image_id": picture_ids(split, "image")})
         texts = split.map(columns, remove_columns=split.column_names, desc=f"{target} questions")
-        splits[target] = datasets.concatenate_datasets([split.select_columns("image"), texts], axis=1)
+        splits[target] = datasets.concatenate_datasets([split.select_columns("image"), ids, texts], axis=1)
     if "test" not in splits:
-        ids = splits["train"]["image_id"]
-        images = sorted(set(ids))
-        held_out = set(random.Random(seed).sample(images, max(1, round(eval_fraction * len(images)))))
-        rows: dict[bool, list[int]] = {False: [], True: []}
-        for row, image_id in enumerate(ids):
-            rows[image_id in held_out].append(row)
-        splits = {"train": splits["train"].select(rows[False]), "test": splits["train"].select(rows[True])}
+        return hold_out(splits["train"], splits["train"]["image_id"], eval_fraction, seed)
     return DatasetDict(splits)
 
 

@@ -5,7 +5,25 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from triptych.hub import to_json
 from triptych.training.optimization import TrainingState
+
+
+def _complete_rows(path: Path) -> list[dict]:
+    """The records of a log; a run that was killed while it wrote has left half a line at the end.
+
+    Raises:
+        ValueError: If another line is no JSON.
+    """
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"Line {number} of {path} is no JSON: {line[:60]!r}.") from error
+    return rows
 
 
 class TrainingLog:
@@ -21,12 +39,12 @@ class TrainingLog:
 
     def __init__(self, path: Path, accelerator: Accelerator, state: TrainingState, steps_per_epoch: int, resume: bool):
         self.path, self.accelerator, self.state, self.steps_per_epoch = path, accelerator, state, steps_per_epoch
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if resume else []
-        # The evaluation of the checkpoint's own step is made again, its training loss is not.
-        kept = [row for row in rows if row["step"] < state.step or (row["step"] == state.step and "loss" in row)]
         if accelerator.is_main_process:
+            rows = _complete_rows(path) if resume else []
+            # The evaluation of the checkpoint's own step is made again, its training loss is not.
+            kept = [row for row in rows if row["step"] < state.step or (row["step"] == state.step and "loss" in row)]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            path.write_text("".join(to_json(row) + "\n" for row in kept), encoding="utf-8")
 
     def record(self, numbers: dict) -> None:
         """Add numbers of the current step."""
@@ -34,8 +52,8 @@ class TrainingLog:
         numbers = {"step": step, "epoch": round(step / self.steps_per_epoch, 3), **numbers}
         self.accelerator.log(numbers, step=step)
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps(numbers) + "\n")
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(to_json(numbers) + "\n")
 
 
 __all__ = ["TrainingLog"]
