@@ -99,6 +99,8 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         """
         if pixel_values is not None and image_tokens is not None:
             raise ValueError("Pass either `pixel_values` or `image_tokens`, got both.")
+        if has_cached_image(cache) and getattr(kwargs.get("generation_config"), "is_assistant", False):
+            pixel_values = None  # transformers hands an assistant its image again in every round
         if has_cached_image(cache) and (pixel_values is not None or image_tokens is not None):
             raise ValueError(
                 f"`{CACHE_NAME}` holds the image that its texts were begun with; pass no other with it, or begin anew without it."
