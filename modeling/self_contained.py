@@ -78,10 +78,9 @@ def _auto_map(model) -> dict[str, str] | None:
     # A detector needs more files than the model within it, which names only classes that come along
     modules = {path.stem for path in _travelling_files(model)}
     auto_map = {name: reference for name, reference in auto_map.items() if reference.partition(".")[0] in modules}
+    # A tower of a model that was loaded through a repository's code
     if len(auto_map) == 1 and model_class.__module__.startswith("transformers_modules."):
-        auto_map["AutoModel"] = _reference(
-            model_class
-        )  # a tower of a model that was loaded through a repository's code
+        auto_map["AutoModel"] = _reference(model_class)
     # A class of the user's own, or a part that no Auto class loads, has no code to name.
     names = {reference.rpartition(".")[2] for reference in auto_map.values()}
     return auto_map if model_class.__name__ in names else None
