@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import AddedToken, AutoImageProcessor, AutoTokenizer, LlavaImageProcessor
+from transformers import AddedToken, AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessingKwargs
@@ -136,6 +136,9 @@ class VwLmmProcessor(SelfContainedProcessor):
             chat_template (`str`, *optional*): As above.
             text_kwargs (`dict`, *optional*): For the tokenizer, e.g. `{"gguf_file": ...}`.
         """
+        # Not at the top: without torchvision transformers prints a warning when this name is imported.
+        from transformers import LlavaImageProcessor
+
         tokenizer = AutoTokenizer.from_pretrained(text, **(text_kwargs or {}))
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
         image_processor = AutoImageProcessor.from_pretrained(vision)
