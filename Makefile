@@ -25,7 +25,7 @@ demo: $(PREPARED)  ## Train a tiny captioner on OpenMoji, write outputs/demo and
 	$(BIN)/python examples/pretrain.py --output_dir outputs/demo $(DEMO_ARGS)
 ifneq ($(ANSWERS),)
 	$(BIN)/python examples/finetune_vqa.py --output_dir outputs/demo-questions --model_name_or_path outputs/demo \
-		--num_train_epochs 3
+		--num_epochs 3
 endif
 	$(BIN)/python examples/report.py outputs/demo $(if $(ANSWERS),--questions outputs/demo-questions)
 

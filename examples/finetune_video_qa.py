@@ -3,32 +3,25 @@
     python examples/pretrain.py --model mammut --output_dir outputs/demo
     python examples/finetune_video_qa.py --output_dir outputs/video-qa --model_name_or_path outputs/demo
     python examples/finetune_video_qa.py --output_dir outputs/msvd-qa --dataset path/to/MSVD-QA \\
-        --model_name_or_path outputs/my-image-model --num_train_epochs 10
+        --model_name_or_path outputs/my-image-model --num_epochs 10
 
 By default on moving-emoji clips, tested on emoji x direction combinations that training never shows. MSRVTT-QA and MSVD-QA are
-read from a folder with train_qa.json, test_qa.json and the videos. The arguments of transformers' Trainer are accepted, except
-label smoothing.
+read from a folder with train_qa.json, test_qa.json and the videos. `--one_frame` trains and tests on the middle frame alone, without
+tubes: what a picture model would answer.
 """
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 
-from datasets import DatasetDict
-from transformers import HfArgumentParser, set_seed
+from transformers import HfArgumentParser
 
-from triptych.training.finetuning import (
-    ModelArguments,
-    QuestionTrainer,
-    QuestionTrainingArguments,
-    answer_table,
-    load_or_build,
-    read_json,
-    save_questions_repository,
-    train_on_questions,
-)
-from triptych.training.moving_emoji import MovingEmojiDataset, load_moving_emoji
-from triptych.training.questions import evaluate_answers
-from triptych.training.video_questions import VideoQuestionDataset, load_video_questions
+from triptych.data.moving_emoji import MovingEmojiDataset, load_moving_emoji
+from triptych.data.splits import refuse_changed
+from triptych.data.statements import statement_of
+from triptych.data.video_questions import VideoQuestionDataset, load_video_questions
+from triptych.training.captioners import ModelArguments, config_of, load_or_build, read_json
+from triptych.training.cards import card_fields
+from triptych.training.engine import Engine, RunArguments
+from triptych.training.question_answering import QuestionArguments, texts_of, train_on_questions
 
 
 # TubeViT's kernels for 16 frames of 96 x 96 pixels: its strides of 16 frames and 32 pixels would look at a few corners of that.
@@ -68,101 +61,67 @@ class VideoArguments:
             "paper's 0 leaves an image model unchanged, and blind to the order of frames until the gate has opened."
         },
     )
-    one_frame_ablation: bool = field(
-        default=True, metadata={"help": "Also train on the middle frame alone, without tubes, and print both."}
-    )
-    num_eval_questions: int = field(
-        default=300, metadata={"help": "Questions of the evaluations during training; the last one takes all."}
+    one_frame: bool = field(
+        default=False, metadata={"help": "Train and test on the middle frame alone, without tubes, for comparison."}
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "num_test_clips", "num_frames", "frame_stride", "num_eval_questions"):
+        for name in ("num_clips", "num_test_clips", "num_frames", "frame_stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        of_other_data = ("dataset_license", "eval_split") if self.is_small else ("num_clips", "num_test_clips")
+        refuse_changed(self, of_other_data, f"says nothing about `dataset` {self.dataset!r}")
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the clips are rendered, not read."""
+        return self.dataset == "moving-emoji"
+
+    def vision_config(self, num_frames: int) -> dict:
+        """What the tower needs for clips."""
+        fields = {
+            "use_fixed_positions": True,
+            "frame_stride": self.frame_stride or (5 if self.is_small else max(1, num_frames - 1)),
+            "use_tubes": not self.one_frame,
+            "position_gate_init_value": self.position_gate,
+        }
         if self.tubes is not None:
-            read_json("tubes", self.tubes)
-
-
-@dataclass
-class VideoTrainingArguments(QuestionTrainingArguments):
-    """Defaults for clips that are rendered on the fly: every one is new, so one epoch."""
-
-    per_device_train_batch_size: int = 96
-    per_device_eval_batch_size: int = 96
-    num_train_epochs: float = 1.0
-    eval_strategy: str = "steps"
-    eval_steps: float | None = 250
-    save_strategy: str = "steps"
-    save_steps: float = 250
-
-
-def run(
-    data: DatasetDict,
-    args: VideoArguments,
-    model_args: ModelArguments,
-    training_args: QuestionTrainingArguments,
-    whole: bool,
-) -> tuple[QuestionTrainer, list[str], dict[str, float]]:
-    """Train and evaluate on whole clips, or (same data, seed and steps) on their middle frames alone."""
-    set_seed(training_args.seed)
-    is_small = args.dataset == "moving-emoji"
-    num_frames = args.num_frames or (16 if is_small else 32)
-    vision = {
-        "use_fixed_positions": True,
-        "frame_stride": args.frame_stride or (5 if is_small else max(1, num_frames - 1)),
-        "use_tubes": whole,
-        "position_gate_init_value": args.position_gate,
-    }
-    if args.tubes is not None:
-        vision["tubes"] = read_json("tubes", args.tubes)
-    elif is_small:
-        vision["tubes"] = SMALL_TUBES
-    texts = [*data["train"]["question"], *(answers[0] for answers in data["train"]["answers"])]
-    model, processor = load_or_build(model_args, texts, {"vision_config": vision})
-    processor.num_frames = num_frames if whole else 1
-
-    few = data["test"].select(range(min(args.num_eval_questions, len(data["test"]))))
-    if args.dataset == "moving-emoji":
-        size = model.config.vision_config.image_size
-        train_set, few_set, test_set = (MovingEmojiDataset(rows, size) for rows in (data["train"], few, data["test"]))
-    else:
-        train_set, few_set, test_set = map(VideoQuestionDataset, (data["train"], few, data["test"]))
-    trainer = train_on_questions(model, processor, train_set, few_set, model_args, training_args)
-    answers = trainer.answer(test_set)
-    return trainer, answers, evaluate_answers(answers, data["test"])
+            fields["tubes"] = read_json("tubes", self.tubes)
+        elif self.is_small:
+            fields["tubes"] = SMALL_TUBES
+        return fields
 
 
 def main() -> None:
-    parser = HfArgumentParser((VideoArguments, ModelArguments, VideoTrainingArguments))
-    args, model_args, training_args = parser.parse_args_into_dataclasses()
-    with training_args.main_process_first(desc="data"):
-        if args.dataset == "moving-emoji":
+    parser = HfArgumentParser((VideoArguments, QuestionArguments, ModelArguments, RunArguments))
+    # Every clip is new, so one epoch.
+    parser.set_defaults(
+        batch_size=96, eval_batch_size=96, learning_rate=3e-4, eval_epochs=0.125, num_eval_questions=300
+    )
+    args, question_args, model_args, run_args = parser.parse_args_into_dataclasses()
+    num_frames = args.num_frames or (16 if args.is_small else 32)
+    vision = {"vision_config": args.vision_config(num_frames), "contrastive_loss_weight": 0.0}
+    config = config_of("mammut", model_args, vision)
+    engine = Engine(run_args)
+    with engine.accelerator.main_process_first():
+        if args.is_small:
             data = load_moving_emoji(args.num_clips, args.num_test_clips)
         else:
             data = load_video_questions(args.dataset, args.eval_split)
+    model, processor = load_or_build("mammut", model_args, config, texts_of(data))
+    processor = engine.restored(processor)
+    processor.num_frames = 1 if args.one_frame else num_frames
+    if args.is_small:
+        size = config.vision_config.image_size
+        sets = [MovingEmojiDataset(data[split], size) for split in ("train", "test")]
+    else:
+        sets = [VideoQuestionDataset(data[split]) for split in ("train", "test")]
 
-    trainer, answers, results = run(data, args, model_args, training_args, whole=True)
-    arguments = {**asdict(args), "kind": "video", "example_question": data["test"]["question"][0]}
-    folder = save_questions_repository(trainer, answers, data["test"], results, model_args, arguments)
-    tables = {"whole clips": answer_table(results, len(answers))}
-    if args.one_frame_ablation:
-        one_frame_args = replace(
-            training_args,
-            output_dir=f"{training_args.output_dir}/one-frame",
-            save_strategy="no",
-            resume_from_checkpoint=None,
-        )
-        trainer, answers, one_frame = run(data, args, model_args, one_frame_args, whole=False)
-        tables["the middle frame alone"] = answer_table(one_frame, len(answers))
-        if folder is not None:
-            (folder / "one_frame_results.json").write_text(json.dumps(one_frame, indent=2) + "\n")
-    if folder is not None:
-        for name, table in tables.items():
-            print(f"\nTrained and tested on {name}:\n{table}")
-        print(f"\nThe repository is in {folder}; answers.jsonl holds every answer.")
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    base, tags = model_args.model_name_or_path, ["visual-question-answering"]
+    about = statement_of(args.dataset, args.dataset_license)
+    card = card_fields([args, question_args, model_args], run_args, about, base, "video-text-to-text", tags)
+    train_on_questions(engine, question_args, model, processor, *sets, card)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ def parse_arguments() -> argparse.Namespace:
         "--questions", type=Path, help="folder written by examples/finetune_vqa.py: show its answers too"
     )
     parser.add_argument("--num_questions", type=int, default=24, help="questions to show")
+    parser.add_argument("--dataset", help="where the pairs lie, if they are a folder or file of yours")
+    parser.add_argument("--questions_dataset", help="likewise for --questions")
     parser.add_argument("--seed", type=int, default=0, help="which pictures are drawn")
     return parser.parse_args()
 
@@ -56,26 +58,21 @@ def embed(model, processor, images: list, captions: list[str]) -> tuple[torch.Te
 
 
 @torch.no_grad()
-def answer_sample(repository: Path, count: int, seed: int, device: str) -> dict:
+def answer_sample(repository: Path, dataset: str | None, count: int, seed: int, device: str) -> dict:
     """Accuracies of a question-answering repository, and its answers to some held-out questions."""
     model = AutoModelForImageTextToText.from_pretrained(repository, trust_remote_code=True).to(device).eval()
     processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
 
-    from triptych.training.questions import QuestionDataset, load_questions
+    from triptych.data.questions import QuestionDataset, load_questions
 
     trained = json.loads((repository / "training_arguments.json").read_text())
     columns = {
         name: trained[name] for name in ("image_column", "question_column", "answer_column", "answer_type_column")
     }
-    data = load_questions(
-        trained["dataset"],
-        trained["dataset_config"],
-        **columns,
-        eval_split=trained["eval_split"],
-        seed=trained["seed"],
-    )
-    dataset = QuestionDataset(data["test"])
-    items = [dataset[index] for index in random.Random(seed).sample(range(len(dataset)), min(count, len(dataset)))]
+    splits = {name: trained[name] for name in ("eval_split", "group_column", "seed")}
+    data = load_questions(dataset or trained["dataset"], trained["dataset_config"], **columns, **splits)
+    rows = QuestionDataset(data["test"])
+    items = [rows[index] for index in random.Random(seed).sample(range(len(rows)), min(count, len(rows)))]
     inputs = processor(
         images=[item["image"] for item in items], questions=[item["question"] for item in items], return_tensors="pt"
     ).to(device)
@@ -123,9 +120,9 @@ def main() -> None:
     encoder = AutoModel.from_pretrained(args.repository, trust_remote_code=True).to(device).eval()
     processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
 
-    from triptych.training.data import ImageCaptionDataset, load_pairs
-    from triptych.training.emoji_scenes import EmojiPictures
-    from triptych.training.evaluation import retrieval_ranks
+    from triptych.data.emoji_scenes import EmojiPictures
+    from triptych.data.pairs import ImageCaptionDataset, load_pairs
+    from triptych.evaluation.retrieval_recall import ranks_of_first
 
     # The very split that training held out.
     trained = json.loads((args.repository / "training_arguments.json").read_text())
@@ -134,14 +131,9 @@ def main() -> None:
         pairs = EmojiPictures("test", size, pair_share=0.0, thing_repeats=1)
     else:
         columns = {name: trained[name] for name in ("image_column", "caption_column")}
-        data = load_pairs(
-            trained["dataset"],
-            trained["dataset_config"],
-            **columns,
-            image_size=size,
-            eval_split=trained["eval_split"],
-            seed=trained["seed"],
-        )
+        splits = {name: trained[name] for name in ("eval_split", "group_column", "seed")}
+        name = args.dataset or trained["dataset"]
+        data = load_pairs(name, trained["dataset_config"], **columns, image_size=size, **splits)
         pairs = ImageCaptionDataset(data["test"], **columns, on_corrupt_image=trained["on_corrupt_image"])
     items = [item for item in (pairs[index] for index in range(len(pairs))) if not item["num_skipped"]]
     images, captions = [item["image"] for item in items], [item["caption"] for item in items]
@@ -154,13 +146,17 @@ def main() -> None:
 
     image_embeds, text_embeds = embed(encoder, processor, images, captions)
     similarity = (text_embeds @ image_embeds.T).cpu()
-    ranks = {"text": retrieval_ranks(similarity), "image": retrieval_ranks(similarity.T)}
+    right = [[pair] for pair in range(len(items))]
+    ranks = {
+        "text": ranks_of_first(similarity.numpy(), right),
+        "image": ranks_of_first(similarity.T.numpy(), right),
+    }
     queries = order[-args.num_queries :]
 
     metrics = json.loads((args.repository / "eval_results.json").read_text())
     log = [json.loads(line) for line in (args.repository / "training_log.jsonl").read_text().splitlines()]
     for side, name in (("text", "text_to_image"), ("image", "image_to_text")):
-        recall = (ranks[side] < 1).float().mean().item()
+        recall = (ranks[side] < 1).mean()
         print(
             f"{name} recall@1 of the reloaded model: {recall:.4f} (after training: {metrics[f'{name}_recall@1']:.4f})"
         )
@@ -186,11 +182,12 @@ def main() -> None:
                 {"image": data_url(images[index]), "generated": text, "true": captions[index]}
                 for index, text in zip(shown, generated, strict=True)
             ],
-            answered=args.questions and answer_sample(args.questions, args.num_questions, args.seed, device),
+            answered=args.questions
+            and answer_sample(args.questions, args.questions_dataset, args.num_questions, args.seed, device),
             text_queries=[
                 {
                     "query": captions[index],
-                    "rank": ranks["text"][index].item() + 1,
+                    "rank": ranks["text"][index] + 1,
                     "found": [
                         {"image": data_url(images[hit]), "caption": captions[hit], "is_target": hit == index}
                         for hit in similarity[index].topk(min(6, len(items))).indices.tolist()
@@ -201,7 +198,7 @@ def main() -> None:
             image_queries=[
                 {
                     "image": data_url(images[index]),
-                    "rank": ranks["image"][index].item() + 1,
+                    "rank": ranks["image"][index] + 1,
                     "found": [
                         {"caption": captions[hit], "is_target": hit == index}
                         for hit in similarity[:, index].topk(min(5, len(items))).indices.tolist()

@@ -15,8 +15,8 @@ import torch
 from transformers import CLIPImageProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration, GrrCocaProcessor
-from triptych.training.data import load_pairs
-from triptych.training.optimization import best_precision
+from triptych.data.pairs import load_pairs
+from triptych.training.optimization import best_precision, weight_decay_groups
 from triptych.training.tokenizer import train_tokenizer
 
 
@@ -59,10 +59,12 @@ def main() -> None:
         batch = processor(images=images, text=captions, padding="longest", return_tensors="pt")
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
 
+    groups = weight_decay_groups(model, training_args.weight_decay, training_args.learning_rate)
     trainer = Trainer(
         model=model,
         args=training_args,
         data_collator=collate,
+        optimizers=(torch.optim.AdamW(groups), None),  # transformers' own would let norms decay too
         train_dataset=data["train"],
         eval_dataset=data["test"],
         processing_class=processor,

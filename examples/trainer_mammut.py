@@ -13,9 +13,9 @@ import datasets
 import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from triptych.training.finetuning import ModelArguments, load_or_build
-from triptych.training.optimization import best_precision
-from triptych.training.questions import load_questions, most_common_answer
+from triptych.data.questions import load_questions, most_common_answer
+from triptych.training.captioners import ModelArguments, config_of, load_or_build
+from triptych.training.optimization import best_precision, weight_decay_groups
 
 
 SMALL_IMAGES = {"vision_config": {"image_size": 64, "patch_size": 8}}  # as easy-VQA's are
@@ -44,8 +44,9 @@ def main() -> None:
     set_seed(training_args.seed)
     data = load_questions(args.dataset).cast_column("image", datasets.Image())
     texts = [*data["train"]["question"], *(answers[0] for answers in data["train"]["answers"])]
-    overrides = SMALL_IMAGES if model_args.model_name_or_path is None and args.dataset == "easy-vqa" else None
-    model, processor = load_or_build(model_args, texts, overrides)
+    is_small = model_args.model_name_or_path is None and args.dataset == "easy-vqa"
+    fields = {"contrastive_loss_weight": 0.0, **(SMALL_IMAGES if is_small else {})}
+    model, processor = load_or_build("mammut", model_args, config_of("mammut", model_args, fields), texts)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         return processor(
@@ -55,10 +56,12 @@ def main() -> None:
             return_tensors="pt",
         )  # with `labels` that supervise the answers alone
 
+    groups = weight_decay_groups(model, training_args.weight_decay, training_args.learning_rate)
     trainer = Trainer(
         model=model,
         args=training_args,
         data_collator=collate,
+        optimizers=(torch.optim.AdamW(groups), None),  # transformers' own would let norms decay too
         train_dataset=data["train"],
         eval_dataset=data["test"].select(range(min(args.num_eval_questions, len(data["test"])))),
         processing_class=processor,

@@ -12,9 +12,9 @@ import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from triptych import VwLmmForCausalLM, VwLmmProcessor
-from triptych.training.conversations import ConversationCollator, load_conversations
-from triptych.training.openmoji_questions import OpenMojiQuestions
-from triptych.training.optimization import best_precision
+from triptych.data.conversations import ConversationCollator, load_conversations
+from triptych.data.openmoji_questions import OpenMojiQuestions
+from triptych.training.optimization import best_precision, weight_decay_groups
 
 
 @dataclass
@@ -46,10 +46,12 @@ def main() -> None:
     model.vm_head.requires_grad_(args.visual_loss == "fit_vm_head")
     data = OpenMojiQuestions("train") if args.dataset is None else load_conversations(args.dataset, args.image_folder)
 
+    groups = weight_decay_groups(model, training_args.weight_decay, training_args.learning_rate)
     trainer = Trainer(
         model=model,
         args=training_args,
         data_collator=ConversationCollator(processor),
+        optimizers=(torch.optim.AdamW(groups), None),  # transformers' own would let norms decay too
         train_dataset=data,
         processing_class=processor,
     )

@@ -10,8 +10,9 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from tests.conftest import tiny_processor
-from triptych.training.data import CorruptImageError, ImageCaptionDataset, PairCollator, load_pairs
-from triptych.training.openmoji import _GEOMETRY, _TONE, _named_drawings, caption_of, load_openmoji_captions
+from triptych.data.openmoji import _GEOMETRY, _TONE, _named_drawings, caption_of, load_openmoji_captions
+from triptych.data.pairs import ImageCaptionDataset, PairCollator, load_pairs
+from triptych.data.pictures import CorruptImageError
 
 
 @pytest.fixture(scope="module")

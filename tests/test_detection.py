@@ -146,8 +146,8 @@ class Nobody:
 
 sys.meta_path.insert(0, Nobody())
 importlib.util.find_spec = lambda name, package=None: None if is_hidden(name) else find_spec(name, package)
-import triptych, triptych.detection, triptych.training.detection_data, triptych.training.detection_evaluation
-from triptych.metrics.detection_average_precision import DetectionAveragePrecision
+import triptych, triptych.detection, triptych.data.detection, triptych.evaluation.detector
+from triptych.evaluation.detection_average_precision import DetectionAveragePrecision
 
 config = triptych.MammutConfig.from_preset("mammut-tiny")
 triptych.MammutModel._from_config(config)

@@ -62,6 +62,67 @@ def test_models_do_not_import_one_another():
             assert {module for module in modules if module.startswith("configuration_")} == {f"configuration_{family}"}
 
 
+# What a room of triptych may import of it; scripts may import all.
+ROOMS = {
+    "data": {"data", "processing", "hub"},
+    "evaluation": {"evaluation", "data", "processing", "modeling", "detection"},
+    "training": {"training", "evaluation", "data", "processing", "modeling", "hub"},
+    "convert": {"convert", "processing", "modeling", "hub"},
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_what_the_arrows_say(room):
+    for path in (ROOT / "triptych" / room).glob("*.py"):
+        modules = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+        found = {node.module for node in modules if isinstance(node, ast.ImportFrom) and node.module}
+        inside = {module.split(".")[1] for module in found if module.startswith("triptych.")}
+        inside |= {
+            alias.name
+            for node in modules
+            if isinstance(node, ast.ImportFrom) and node.module == "triptych"
+            for alias in node.names
+            if alias.name in ROOMS
+        }
+        assert inside <= ROOMS[room], path.name
+
+
+def test_nothing_travels_that_another_file_leaves_behind():
+    """Files of the models and processors are reached from one of them: none is an orphan."""
+    reached, sources = set(), {path.stem: path.read_text(encoding="utf-8") for path in TRAVELLING}
+    todo = [
+        name for name in sources if name.startswith(("configuration_", "modeling_", "processing_", "vw_lmm_with_"))
+    ]
+    todo.append("image_pipelines")
+    while todo:
+        name = todo.pop()
+        if name not in reached:
+            reached.add(name)
+            nodes = ast.walk(ast.parse(sources[name]))
+            todo += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+    assert set(sources) - reached == {"__init__"}
+
+
+def test_every_field_of_a_configuration_is_read():
+    """A field that nothing reads is accepted and ignored."""
+    from triptych.modeling import configuration_grr_coca, configuration_mammut, configuration_vw_lmm
+
+    files = [*TRAVELLING, *(ROOT / "triptych" / "convert").glob("*.py")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    for module in (configuration_grr_coca, configuration_mammut, configuration_vw_lmm):
+        for kind in vars(module).values():
+            if isinstance(kind, type) and kind.__module__ == module.__name__ and kind.__name__.endswith("Config"):
+                own = {name for name in vars(kind).get("__annotations__", {}) if not name.startswith("_")}
+                assert own - read - BY_TRANSFORMERS == set(), kind.__name__
+
+
+# Read by transformers: special tokens in `generate`, and what makes it use a cache and tie weights.
+BY_TRANSFORMERS = {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "tie_word_embeddings", "is_decoder"}
+BY_TRANSFORMERS |= {"model_type", "sub_configs", "base_config_key", "keys_to_ignore_at_inference", "attribute_map"}
+BY_TRANSFORMERS |= {"base_model_tp_plan"}
+
+
 def test_configuration_files_keep_their_field_checks():
     # Postponed annotations would silently switch all field validation off.
     for path in TRAVELLING:

@@ -13,11 +13,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from triptych.metrics import caption_scores
-from triptych.metrics.caption_scores import CaptionScores, words_of
-from triptych.metrics.detection_average_precision import DetectionAveragePrecision
-from triptych.metrics.retrieval_recall import RetrievalRecall
-from triptych.metrics.yes_no_f1 import YesNoF1, means_yes
+from triptych.evaluation import caption_scores
+from triptych.evaluation.caption_scores import CaptionScores, words_of
+from triptych.evaluation.detection_average_precision import DetectionAveragePrecision
+from triptych.evaluation.retrieval_recall import RetrievalRecall
+from triptych.evaluation.yes_no_f1 import YesNoF1, means_yes
 
 
 needs_evaluator = pytest.mark.skipif(

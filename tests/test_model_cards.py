@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 import triptych
 from tests.conftest import grr_coca_pair, mammut_pair, run_snippets, vw_lmm_pair
-from triptych.training.card import combined_license, training_command
+from triptych.training.cards import combined_license, training_command
 
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
@@ -71,11 +71,12 @@ def test_the_command_of_a_run_tells_no_secrets(monkeypatch):
         "--token=hf_SECRET",
         "--dataset",
         "/home/me/data",
+        "--image_folder=/home/me/my pictures",
         "--seed",
         "1",
     ]
     monkeypatch.setattr("sys.argv", argv)
-    assert training_command() == "python examples/pretrain.py --dataset data --seed 1"
+    assert training_command() == "python examples/pretrain.py --dataset data '--image_folder=my pictures' --seed 1"
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert training_command().startswith("accelerate launch --num_processes 2 examples/pretrain.py")
 
@@ -87,13 +88,12 @@ def test_the_command_of_a_run_tells_no_secrets(monkeypatch):
         ("cc-by-sa-4.0", "mit", "cc-by-sa-4.0"),
         ("cc-by-sa-4.0", "cc-by-nc-4.0", None),
         (None, "mit", None),
-        ("mit", None, "mit"),
+        ("mit", None, None),  # a checkpoint that states no licence allows nothing
     ],
 )
 def test_the_stricter_licence_wins(tmp_path, data, base, expected):
     assert combined_license(data, None) == (data, "")
-    if base is not None:
-        (tmp_path / "README.md").write_text(f"---\nlicense: {base}\n---\n")
+    (tmp_path / "README.md").write_text(f"---\nlicense: {base}\n---\n" if base else "---\ntags: []\n---\n")
     found, sentence = combined_license(data, str(tmp_path))
     assert found == expected
     assert tmp_path.name in sentence

@@ -17,7 +17,7 @@ from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.test_hub import CARD, ask_a_stranger
 from tests.test_trainers import picture_folder
 from triptych import hub
-from triptych.training.data import load_pairs
+from triptych.data.pairs import load_pairs
 
 
 ROOT = Path(__file__).parents[1]
@@ -111,19 +111,28 @@ def test_models_prepare_for_training_on_quantised_weights(name):
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "examples" / "finetune_lora.py"), *arguments, "--bf16", "False"]
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "finetune_lora.py"),
+        *arguments,
+        "--mixed_precision",
+        "no",
+        "--num_workers",
+        "0",
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize(("name", "task"), [("grr_coca", "caption"), ("mammut", "vqa"), ("vw_lmm", "caption")])
 def test_the_script_trains_an_adapter_with_a_card_of_its_own(tmp_path, name, task):
     save_pair(name, tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
     captions = [CAPTIONS[:2] if index % 2 else CAPTIONS[2:3] for index in range(40)]  # one or two per image
     rows = [{"caption": caption, "question": "what is it?", "answers": "a cat"} for caption in captions]
     picture_folder(tmp_path / "data", rows)
     arguments = [
         "--model_name_or_path", "base", "--task", task, "--dataset", "data", "--output_dir", "adapter", "--rank", "2",
-        "--max_steps", "2", "--per_device_train_batch_size", "4", "--dataset_license", "cc0-1.0",
+        "--max_steps", "2", "--batch_size", "4", "--dataset_license", "cc0-1.0",
     ]  # fmt: skip
     result = run(*arguments, folder=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -163,7 +172,7 @@ def test_base_and_adapter_travel_through_the_hub(tmp_path, monkeypatch):
         subprocess.run(push, cwd=tmp_path, check=True, timeout=300)
         arguments = [
             "--model_name_or_path", "someone/base", "--task", "caption", "--dataset", "data", "--output_dir", "adapter",
-            "--max_steps", "2", "--learning_rate", "1e-2", "--dataset_license", "cc0-1.0", "--push_to_hub",
+            "--max_steps", "2", "--learning_rate", "1e-2", "--dataset_license", "cc0-1.0",
             "--hub_model_id", "someone/adapter",
         ]  # fmt: skip
         result = run(*arguments, folder=tmp_path)
@@ -181,9 +190,9 @@ def test_base_and_adapter_travel_through_the_hub(tmp_path, monkeypatch):
 def test_the_script_refuses_what_nobody_could_load(tmp_path):
     save_pair("grr_coca", tmp_path / "base")
     base = ("--model_name_or_path", "base", "--output_dir", "adapter")
-    push = ("--push_to_hub", "--hub_model_id", "someone/adapter")
+    push = ("--hub_model_id", "someone/adapter")
     result = run(*base, "--task", "caption", *push, folder=tmp_path)
-    assert "`push_to_hub` needs `base_model_id`: base is a folder here" in result.stderr
+    assert "`hub_model_id` needs `base_model_id`: base is a folder here" in result.stderr
     result = run(*base, "--task", "vqa", folder=tmp_path)
     assert "GrrCocaProcessor knows no questions" in result.stderr
     assert not (tmp_path / "adapter" / "README.md").exists()

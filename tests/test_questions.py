@@ -14,28 +14,24 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerState
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.conftest import run_card_snippet, tiny_config, tiny_mammut, tiny_mammut_processor
-from triptych.metrics import vqa_accuracy
-from triptych.metrics.vqa_accuracy import answer_accuracy, normalize_answer
-from triptych.training.easy_vqa import load_easy_vqa
-from triptych.training.finetuning import ModelArguments, SamplerEpoch, load_or_build
-from triptych.training.moving_emoji import (
+from triptych.data.easy_vqa import load_easy_vqa
+from triptych.data.moving_emoji import (
     DIRECTIONS,
     EMOJIS,
     MovingEmojiDataset,
     held_out_direction,
     load_moving_emoji,
 )
-from triptych.training.questions import (
-    GroupedSampler,
-    QuestionCollator,
-    QuestionDataset,
-    answer_questions,
-    load_questions,
-)
-from triptych.training.video_questions import load_video_questions
+from triptych.data.orders import GroupedSampler
+from triptych.data.questions import QuestionCollator, QuestionDataset, load_questions
+from triptych.data.video_questions import load_video_questions
+from triptych.evaluation import vqa_accuracy
+from triptych.evaluation.answers import answer_questions
+from triptych.evaluation.vqa_accuracy import answer_accuracy, normalize_answer
+from triptych.training.captioners import ModelArguments, config_of, load_or_build
 
 
 ROOT = Path(__file__).parents[1]
@@ -232,7 +228,7 @@ def test_answers_do_not_depend_on_the_batch():
         for index, question in enumerate(["what is it?", "is it a heart?", "which colour is it, red or blue?"])
     ]
     accelerator = Accelerator(cpu=True)
-    one, three = (answer_questions(model, rows, processor, size, accelerator, max_new_tokens=5) for size in (1, 3))
+    one, three = (answer_questions(model, rows, processor, accelerator, size, max_new_tokens=5) for size in (1, 3))
     assert one == three
     assert len(set(one)) > 1
 
@@ -243,25 +239,17 @@ def test_a_checkpoint_takes_no_misspelt_override(tmp_path):
     processor.save_pretrained(tmp_path)
     args = ModelArguments(str(tmp_path), config_overrides='{"text_config": {"bidirectional_prefx": true}}')
     with pytest.raises(ValueError, match="`bidirectional_prefx` is not a field of MammutTextConfig"):
-        load_or_build(args, [])
+        config_of("mammut", args)
     args.config_overrides = '{"text_config": {"bidirectional_prefix": true}}'
-    model, _ = load_or_build(args, [])
+    model, _ = load_or_build("mammut", args, config_of("mammut", args), [])
     assert model.config.text_config.bidirectional_prefix
     assert model.config.text_config.hidden_size == 32
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     tiny_config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"`model_name_or_path` must be a MaMMUT checkpoint, .* is 'grr_coca'"):
-        load_or_build(ModelArguments(str(tmp_path)), [])
-
-
-def test_a_resumed_epoch_has_its_own_order():
-    sampler = GroupedSampler(range(50), group_size=1)
-    SamplerEpoch(sampler).on_epoch_begin(None, TrainerState(epoch=3.4), None)
-    resumed = list(sampler)
-    sampler.set_epoch(3)
-    assert list(sampler) == resumed
+    with pytest.raises(ValueError, match=r"`model_name_or_path` must be a Mammut checkpoint, .* is 'grr_coca'"):
+        config_of("mammut", ModelArguments(str(tmp_path)))
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -280,19 +268,19 @@ def test_the_vqa_script_trains_reports_and_leaves_a_repository(tmp_path, monkeyp
     folder, output = write_vqa(tmp_path), tmp_path / "run"
     result = run(
         "finetune_vqa.py", "--output_dir", str(output), "--dataset", str(folder), "--question_column", "query",
-        "--answer_column", "humans", "--config_overrides", json.dumps(TINY), "--num_train_epochs", "2",
-        "--per_device_train_batch_size", "4", "--vocab_size", "300", "--dataloader_num_workers", "0", "--bf16", "False",
+        "--answer_column", "humans", "--config_overrides", json.dumps(TINY), "--num_epochs", "2",
+        "--batch_size", "4", "--vocab_size", "300", "--num_workers", "0", "--mixed_precision", "no",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     results = json.loads((output / "eval_results.json").read_text())
     assert set(results) == {"vqa_accuracy", "vqa_accuracy_other", "num_questions"}
     rows = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == results["num_questions"] == 3
-    assert "| other |" in result.stdout
+    assert "| all | other |" in result.stdout
     assert "| vqa_accuracy |" in (output / "README.md").read_text()
     run_card_snippet(output, tmp_path, monkeypatch)
     assert capsys.readouterr().out.startswith("['")
-    assert not list(output.glob("checkpoint-*"))
+    assert not (output / "checkpoints").exists()
     model = AutoModelForImageTextToText.from_pretrained(output)
     processor = AutoProcessor.from_pretrained(output)
     assert model.config.contrastive_loss_weight == 0
@@ -300,8 +288,8 @@ def test_the_vqa_script_trains_reports_and_leaves_a_repository(tmp_path, monkeyp
     more = run(
         "finetune_vqa.py", "--output_dir", str(tmp_path / "more"), "--dataset", str(folder), "--question_column",
         "query", "--answer_column", "humans", "--model_name_or_path", str(output), "--max_steps", "2",
-        "--config_overrides", '{"text_config": {"bidirectional_prefix": true}}', "--bf16", "False",
-        "--per_device_train_batch_size", "4", "--dataloader_num_workers", "0",
+        "--config_overrides", '{"text_config": {"bidirectional_prefix": true}}', "--mixed_precision", "no",
+        "--batch_size", "4", "--num_workers", "0",
     )  # fmt: skip
     assert more.returncode == 0, more.stderr
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "more")
@@ -309,21 +297,21 @@ def test_the_vqa_script_trains_reports_and_leaves_a_repository(tmp_path, monkeyp
     assert len(processor.tokenizer) == again.config.text_config.vocab_size
 
 
-def test_the_video_script_trains_both_models_and_prints_both_tables(tmp_path, monkeypatch, capsys):
+def test_the_video_script_trains_on_clips_and_on_one_frame(tmp_path, monkeypatch, capsys):
     tiny = {**TINY, "vision_config": {**TINY["vision_config"], "image_size": 48}}
     tubes = [[[8, 16, 16], [8, 16, 16], [0, 0, 0]]]
-    result = run(
-        "finetune_video_qa.py", "--output_dir", str(tmp_path / "run"), "--num_clips", "8", "--num_test_clips", "2",
-        "--config_overrides", json.dumps(tiny), "--tubes", json.dumps(tubes), "--max_steps", "2",
-        "--per_device_train_batch_size", "6", "--dataloader_num_workers", "0", "--bf16", "False",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| direction |") == 2
-    assert "the middle frame alone" in result.stdout
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
-    assert model.config.vision_config.use_tubes
-    assert AutoProcessor.from_pretrained(tmp_path / "run").num_frames == 16
-    assert json.loads((tmp_path / "run" / "one_frame_results.json").read_text())["num_questions"] == 6
+    arguments = [
+        "--num_clips", "8", "--num_test_clips", "2", "--config_overrides", json.dumps(tiny), "--tubes",
+        json.dumps(tubes), "--max_steps", "2", "--batch_size", "6", "--num_workers", "0", "--mixed_precision", "no",
+    ]  # fmt: skip
+    for name, extra, num_frames in (("run", [], 16), ("one", ["--one_frame"], 1)):
+        result = run("finetune_video_qa.py", "--output_dir", str(tmp_path / name), *arguments, *extra)
+        assert result.returncode == 0, result.stderr
+        assert "| all | direction |" in result.stdout
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / name)
+        assert model.config.vision_config.use_tubes == (name == "run")
+        assert AutoProcessor.from_pretrained(tmp_path / name).num_frames == num_frames
+        assert json.loads((tmp_path / name / "eval_results.json").read_text())["num_questions"] == 6
     run_card_snippet(tmp_path / "run", tmp_path, monkeypatch)
     assert capsys.readouterr().out.startswith("['")
 
@@ -334,7 +322,9 @@ def test_the_video_script_trains_both_models_and_prints_both_tables(tmp_path, mo
         ("vqa", ["--config_overrides", "{"], "`config_overrides` is not JSON"),
         ("vqa", ["--preset", "mammut-huge"], "Unknown preset 'mammut-huge'"),
         ("vqa", ["--config_overrides", '{"text_config": {"widht": 3}}'], "`widht` is not a field of MammutTextConfig"),
-        ("vqa", ["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` must be 0, got 0.1"),
+        ("vqa", ["--eval_split", "val"], "`eval_split='val'` is for data of your own; 'easy-vqa' has one form"),
+        ("vqa", ["--num_epochs", "0"], "`num_epochs` must be positive, got 0"),
+        ("video_qa", ["--eval_split", "val"], "`eval_split='val'` says nothing about `dataset` 'moving-emoji'"),
         ("video_qa", ["--tubes", "[["], "`tubes` is not JSON"),
         ("video_qa", ["--num_frames", "0"], "`num_frames` must be at least 1, got 0"),
     ],

@@ -16,7 +16,7 @@ from tests.test_hub import CARD
 from tests.test_vw_lmm_training import write_towers
 from triptych import hub
 from triptych.cli import app
-from triptych.training.openmoji import load_openmoji_captions
+from triptych.data.openmoji import load_openmoji_captions
 from triptych.training.tokenizer import train_tokenizer
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.conftest import save_pair, vw_lmm_pair
 from tests.test_hub import ask_a_stranger
-from triptych.training.conversations import ConversationCollator
+from triptych.data.conversations import ConversationCollator
 
 
 ROOT = Path(__file__).parents[1]

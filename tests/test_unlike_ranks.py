@@ -16,7 +16,7 @@ from tests.conftest import (
     vw_lmm_batch,
 )
 from tests.processes import run_in_processes
-from triptych.training.evaluation import evaluate_pairs
+from triptych.evaluation.captioner import evaluate_pairs
 
 
 def captioner_batch(model, case: str) -> dict[str, torch.Tensor]:
@@ -136,7 +136,7 @@ class Pairs(torch.utils.data.Dataset):
 def evaluate_share(rank: int, world_size: int) -> dict[str, float]:
     from PIL import Image
 
-    from triptych.training.data import PairCollator
+    from triptych.data.pairs import PairCollator
 
     model, processor = mammut_pair()
     pairs = Pairs(Image.new("RGB", (20, 20), "red"))

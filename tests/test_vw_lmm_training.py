@@ -1,6 +1,5 @@
 """Training VW-LMM: conversations, stages, LoRA, the script, and pictures of visual words."""
 
-import functools
 import itertools
 import json
 import os
@@ -11,18 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from tests.conftest import (
     CAPTIONS,
-    load_example,
     run_card_snippet,
     tiny_config,
     tiny_model,
@@ -34,20 +33,21 @@ from tests.conftest import (
 )
 from tests.processes import run_in_processes
 from triptych.cli import app
-from triptych.modeling.transformers_versions import checkpoint_activations
-from triptych.training.conversations import (
+from triptych.data.conversations import (
     ConversationCollator,
     ConversationDataset,
     ConversationMixture,
-    ConversationTrainer,
     QuestionConversations,
-    ask,
     load_conversations,
 )
-from triptych.training.easy_vqa import load_easy_vqa
-from triptych.training.openmoji import named_drawings
-from triptych.training.openmoji_questions import GROUNDS, NUMBERS, QUESTIONS, OpenMojiQuestions
-from triptych.training.stages import STAGES, Stage, prepare_stage
+from triptych.data.easy_vqa import load_easy_vqa
+from triptych.data.openmoji import named_drawings
+from triptych.data.openmoji_questions import GROUNDS, NUMBERS, QUESTIONS, OpenMojiQuestions
+from triptych.data.orders import LengthGroupedSampler
+from triptych.evaluation.answers import answer_questions
+from triptych.modeling.transformers_versions import checkpoint_activations
+from triptych.training.engine import RunArguments
+from triptych.training.stages import STAGES, Stage, StageArguments, load_stage, prepare_stage, run_stage
 from triptych.training.tokenizer import train_tokenizer
 from triptych.visual_words import readable, visual_word_map
 
@@ -116,12 +116,13 @@ def test_batches_hold_conversations_of_one_length_and_kind(tmp_path):
     ]
     rows += [{**row, "images": ["a.png"]} for row in rows]
     data = ConversationDataset(rows)
-    arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=4, use_cpu=True, report_to="none")
-    trainer = ConversationTrainer(
-        model=tiny_vw_lmm(), args=arguments, train_dataset=data, processing_class=tiny_vw_lmm_processor()
-    )
-    order = list(trainer._get_train_sampler())
+    sampler = LengthGroupedSampler(data.lengths(), batch_size=4)
+    order = list(sampler)
     assert sorted(order) == list(range(256))
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+    sampler.set_epoch(0)
+    assert list(sampler) == order
     lengths = data.lengths()
     batches = [{lengths[index] for index in order[start : start + 4]} for start in range(0, 256, 4)]
     assert max(lengths) in batches[0]
@@ -242,9 +243,13 @@ def test_answers_do_not_depend_on_the_batch():
     )
     pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
     questions = ["what is it?", "a red circle, or another one?", "how?"]
-    together = ask(model, processor, questions, pictures, batch_size=3)
-    assert together == ask(model, processor, questions, pictures, batch_size=1)
-    assert len(ask(model, processor, questions, None)) == 3
+    rows = [{"question": each, "image": image} for each, image in zip(questions, pictures, strict=True)]
+
+    def ask(rows: list[dict], batch_size: int) -> list[str]:
+        return answer_questions(model, rows, processor, Accelerator(cpu=True), batch_size)
+
+    assert ask(rows, 3) == ask(rows, 1)
+    assert len(ask([{"question": each} for each in questions], 2)) == 3
 
 
 def _sharded_step(rank: int, world_size: int) -> dict:
@@ -304,14 +309,16 @@ def test_the_script_trains_all_stages_goes_on_and_compares(tmp_path, monkeypatch
     steps = {"align": 1, "instruct": 2, "fit_vm_head": 1, "joint": 2}
     arguments = [
         "--output_dir", str(tmp_path / "run"), "--vision", str(tmp_path / "vision"), "--text", str(tmp_path / "text"),
-        "--steps", json.dumps(steps), "--per_device_train_batch_size", "2", "--num_eval_pictures", "2", "--bf16", "False",
-        "--dataloader_num_workers", "0", "--pictures_per_drawing", "2", "--compare",
+        "--steps", json.dumps(steps), "--batch_size", "2", "--num_eval_pictures", "2", "--mixed_precision", "no",
+        "--num_workers", "0", "--pictures_per_drawing", "2", "--compare",
     ]  # fmt: skip
     result = run(*arguments)
     assert result.returncode == 0, result.stderr
     for row in ("without images", "language loss only", "visual words", "pseudo image features"):
         assert f"{row} |" in result.stdout
-    again = run(*arguments)
+    once_more = run(*arguments)
+    assert "holds stages of an earlier run: pass `resume` to go on" in once_more.stderr
+    again = run(*arguments, "--resume")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("is finished") == 6
     run_card_snippet(tmp_path / "run", tmp_path, monkeypatch)
@@ -328,15 +335,20 @@ def test_a_comparison_needs_the_joint_stage():
     assert "`compare` needs the joint stage at the end, `stages` is 'align'" in result.stderr
 
 
-class _Interrupt(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3:
+class _Interrupting(OpenMojiQuestions):
+    """Stops when it is asked for row after row."""
+
+    left = 7  # three steps of two, and one more
+
+    def __getitem__(self, index: int) -> dict:
+        self.left -= 1
+        if not self.left:
             raise KeyboardInterrupt
+        return super().__getitem__(index)
 
 
 @pytest.mark.parametrize("lora_rank", [None, 2])
-def test_an_interrupted_stage_goes_on_where_it_was(tmp_path, monkeypatch, lora_rank):
-    script = load_example("train_vw_lmm")
+def test_an_interrupted_stage_goes_on_where_it_was(tmp_path, lora_rank):
     processor = tiny_vw_lmm_processor()
     size = len(processor.tokenizer)
     model = tiny_vw_lmm(
@@ -344,32 +356,31 @@ def test_an_interrupted_stage_goes_on_where_it_was(tmp_path, monkeypatch, lora_r
     )
     model.save_pretrained(tmp_path / "start")
     processor.save_pretrained(tmp_path / "start")
-    args = script.VwLmmArguments(
-        vision="", steps='{"joint": 5}', learning_rates='{"joint": 1e-2}', lora_rank=lora_rank
-    )
-    training_args = script.VwLmmTrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=2, dataloader_num_workers=0, use_cpu=True, bf16=False,
-        save_strategy="steps", save_steps=2, logging_steps=1,
-    )  # fmt: skip
+    stages = StageArguments(vision="", stages="joint", steps='{"joint": 5}', learning_rates='{"joint": 1e-2}')
+    args = RunArguments(output_dir="", batch_size=2, num_workers=0, mixed_precision="no", checkpoint_steps=2)
+
+    def train(name: str, data: OpenMojiQuestions) -> dict[str, torch.Tensor]:
+        run_args = stages.run("joint", args, tmp_path / name)
+        run_stage("joint", run_args, tmp_path / "start", data, lora_rank)
+        return load_stage(tmp_path / name)[0].state_dict()
+
     data = OpenMojiQuestions("test")
-
-    def train(name: str) -> dict[str, torch.Tensor]:
-        script.run_stage("joint", tmp_path / "start", tmp_path / name, data, args, training_args)
-        return script.load(tmp_path / name)[0].state_dict()
-
-    expected = train("whole")
-    interrupted = functools.partial(ConversationTrainer, callbacks=[_Interrupt()])
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "ConversationTrainer", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train("parts")
-    assert [folder.name for folder in (tmp_path / "parts").iterdir()] == ["checkpoint-2"]
-    for name, tensor in train("parts").items():
+    expected = train("whole", data)
+    with pytest.raises(KeyboardInterrupt):
+        train("parts", _Interrupting("test"))
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    assert [folder.name for folder in checkpoints.iterdir()] == ["step-00000002"]
+    saved = {path.name for path in (checkpoints / "step-00000002").iterdir()}
+    assert ("adapter.safetensors" in saved) == (lora_rank is not None)
+    assert ("model.safetensors" in saved) == (lora_rank is None)  # the base does not change
+    for name, tensor in train("parts", data).items():
         torch.testing.assert_close(tensor, expected[name])
-    assert not list((tmp_path / "parts").glob("checkpoint-*"))
-    first, *_, _ = map(json.loads, (tmp_path / "parts" / "log.jsonl").read_text().splitlines())
+    assert not checkpoints.exists()
+    log = (tmp_path / "parts" / "training_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4, 5]
+    first = json.loads(log[0])
     assert first["loss"] == pytest.approx(first["language_loss"] + first["visual_loss"], rel=1e-3)
-    start = script.load(tmp_path / "start")[0].state_dict()
+    start = load_stage(tmp_path / "start")[0].state_dict()
     assert any(not torch.equal(tensor, start[name]) for name, tensor in expected.items() if "language_model" in name)
 
 

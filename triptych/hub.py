@@ -42,7 +42,7 @@ def write_model_card(folder: Path, template: str = "template.md", **fields: Any)
 
     Args:
         folder: Of the repository.
-        template: "template.md" for models, "adapter_template.md" for adapters.
+        template: "template.md" for models, "adapter_template.md" for adapters, or one of a training run in "runs/".
         fields: What the template asks for: `name`, `license`, `metrics`, and so on; see the template. Numbers among the
             `metrics` also become the card's `model-index`, which the Hub lists.
     """
@@ -68,6 +68,7 @@ def write_model_card(folder: Path, template: str = "template.md", **fields: Any)
         ]
         or None,
     )
+    fields = portable(fields)
     cards = jinja2.PackageLoader("triptych.model_cards", ".")
     environment = jinja2.Environment(
         loader=cards, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -87,6 +88,37 @@ def to_json(content: Any, indent: int | None = None) -> str:
         return [finite(part) for part in value] if isinstance(value, (list, tuple)) else value
 
     return json.dumps(finite(content), indent=indent, allow_nan=False)
+
+
+_ABSOLUTE = re.compile(r"(?<![\w:/.\\])(?:/[^\s/\"'=:,;]+){2,}|\b[A-Za-z]:\\\S+")
+
+
+def portable(content: Any) -> Any:
+    """Content to publish, with the last part of every path of this machine in place of the whole.
+
+    Args:
+        content: Text, or lists and dictionaries of it; anything else stays as it is.
+    """
+    if isinstance(content, dict):
+        return {key: portable(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(portable(value) for value in content)
+    if not isinstance(content, str):
+        return content
+    name, sign, value = content.partition("=")
+    if name.startswith("--") and sign:  # an argument of a command, whose path may hold spaces
+        return f"{name}={portable(value)}"
+
+    def last_part(path: str) -> str:
+        parts = path.replace("\\", "/").rstrip("/").split("/")
+        is_here = path[0] != "/" or (
+            len(parts) > 2 and Path("/", parts[1]).exists()
+        )  # "and/or" and addresses are no paths
+        return parts[-1] if is_here else path
+
+    if os.path.isabs(content) and "\n" not in content:
+        return last_part(content)
+    return _ABSOLUTE.sub(lambda found: last_part(found[0]), content)
 
 
 @contextmanager
@@ -122,6 +154,7 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
 
 def _write_files(folder: Path, files: dict[str, Any]) -> None:
     for name, content in files.items():
+        content = portable(content)
         text = content if isinstance(content, str) else to_json(content, indent=2) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -132,6 +165,7 @@ def save_repository(
     processor: ProcessorMixin,
     card: dict[str, Any],
     extra_files: dict[str, Any] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write a complete Hub repository that loads on a machine without triptych (`trust_remote_code=True`).
 
@@ -143,7 +177,8 @@ def save_repository(
         model (`PreTrainedModel`): With a generation config if it generates.
         processor (`ProcessorMixin`): Of the model.
         card (`dict`): Fields of the model card; see [`write_model_card`].
-        extra_files (`dict`, *optional*): File name to content: text as it is, anything else as JSON.
+        extra_files (`dict`, *optional*): File name to content: text as it is, anything else as JSON; without paths of this machine.
+        state_dict (`dict`, *optional*): The weights, where several processes share them out.
 
     Returns:
         `Path`: The folder.
@@ -153,7 +188,7 @@ def save_repository(
     """
     folder = Path(folder)
     with staged(folder, last="config.json") as staging:
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, state_dict=state_dict)
         processor.save_pretrained(staging)
         if "auto_map" not in json.loads((staging / "config.json").read_text(encoding="utf-8")):
             raise ValueError(
@@ -212,7 +247,7 @@ def save_adapter(
             "base_model": on_hub,
             "num_trained": model.get_nb_trainable_parameters()[0],
         }
-        write_model_card(staging, "adapter_template.md", **{**card, **facts})
+        write_model_card(staging, **{"template": "adapter_template.md", **card, **facts})
     return folder
 
 
@@ -414,6 +449,7 @@ def describe_machine() -> str:
 __all__ = [
     "describe_machine",
     "files_to_publish",
+    "portable",
     "publish",
     "save_adapter",
     "save_repository",

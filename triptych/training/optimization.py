@@ -1,18 +1,28 @@
-"""Optimiser, schedule and the numbers that a resumed run must find again."""
+"""Parameter groups, precision, and the numbers that a resumed run must find again."""
 
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
 
-def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups with decay on matrices only: not on biases, norms, single vectors or the logit scale."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
+def weight_decay_groups(
+    model: nn.Module, weight_decay: float, learning_rate: float, learning_rates: dict[str, float] | None = None
+) -> list[dict]:
+    """Parameter groups with decay on matrices only: not on biases, norms, single vectors or the logit scale.
+
+    Args:
+        model (`nn.Module`): Whose trained parameters are grouped.
+        weight_decay (`float`), learning_rate (`float`): Of matrices, and of whatever has no rate of its own.
+        learning_rates (`dict[str, float]`, *optional*): Rates of modules with their own, by prefix of their parameters' names.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = [rate for prefix, rate in (learning_rates or {}).items() if name.startswith(prefix)]
+            groups[own[0] if own else learning_rate, weight_decay if parameter.ndim >= 2 else 0.0].append(parameter)
+    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
 
 
 @dataclass
@@ -23,13 +33,15 @@ class TrainingState:
         step (`int`): Optimiser steps done.
         epoch (`int`): Current pass over the data.
         batch (`int`): Batches of this pass already consumed by this process.
-        num_skipped (`int`): Corrupt images skipped so far.
+        num_skipped (`int`): Corrupt images skipped so far, by all processes.
+        seconds (`float`): Time spent on training so far, evaluations included.
     """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     num_skipped: int = 0
+    seconds: float = 0.0
 
     def state_dict(self) -> dict:
         return asdict(self)
@@ -37,12 +49,6 @@ class TrainingState:
     def load_state_dict(self, state_dict: dict) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
-
-
-@torch.no_grad()
-def clamp_logit_scale(logit_scale: nn.Parameter, maximum: float) -> None:
-    """Keep the learned log inverse temperature in [0, maximum], in place (CLIP, arXiv 2103.00020, section 2.5)."""
-    logit_scale.clamp_(0.0, maximum)
 
 
 def best_precision() -> str:
@@ -54,4 +60,4 @@ def best_precision() -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
 
 
-__all__ = ["TrainingState", "best_precision", "clamp_logit_scale", "weight_decay_groups"]
+__all__ = ["TrainingState", "best_precision", "weight_decay_groups"]

@@ -3,12 +3,27 @@
 The authors published no training code. What is known of the stages, and what is our choice, is in `docs/vw_lmm.md`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import gc
+import json
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
+from accelerate.utils import DistributedType
 from torch import nn
+from transformers import PreTrainedModel
 
+from triptych.data.conversations import ConversationCollator
+from triptych.data.orders import LengthGroupedSampler
+from triptych.hub import describe_machine, staged, to_json
 from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
+from triptych.processing.processing_vw_lmm import VwLmmProcessor
+from triptych.training.captioners import read_json
+from triptych.training.cards import run_facts
+from triptych.training.engine import Engine, RunArguments, Task
+from triptych.training.smollm2 import CHAT_TEMPLATE, smollm2_checkpoint
 
 
 ADAPTER = "model.multi_modal_projector"
@@ -39,7 +54,65 @@ STAGES = {
 }
 
 
-def prepare_stage(model: VwLmmForCausalLM, stage: Stage, lora_rank: int | None = None) -> nn.Module:
+# What the joint stage is compared with.
+COMPARISON: dict[str, dict[str, Any]] = {
+    "language loss only": {"visual_loss": "none"},
+    "visual words, pseudo image features": {"pseudo_image_features": True},
+}
+
+
+@dataclass
+class StageArguments:
+    """What VW-LMM is made of, and its stages."""
+
+    vision: str = field(
+        metadata={"help": "Vision tower: a folder or Hub name; also of a CLIP, GRR-CoCa or MaMMUT model."}
+    )
+    text: str | None = field(default=None, metadata={"help": "Language model. Default: SmolLM2-135M-Instruct."})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "vicuna_v1, mistral, or Jinja. Default: the language model's own."}
+    )
+    stages: str = field(default="align,instruct,fit_vm_head,joint", metadata={"help": "Stages to train, in order."})
+    steps: str = field(
+        default='{"align": 60, "instruct": 560, "fit_vm_head": 150, "joint": 70}',
+        metadata={"help": "JSON: optimiser steps of every stage."},
+    )
+    learning_rates: str = field(
+        default='{"align": 1e-3, "instruct": 2e-4, "fit_vm_head": 1e-3, "joint": 2e-4}',
+        metadata={"help": "JSON: peak learning rate of every stage. The defaults suit the small model."},
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train the language model through LoRA of this rank."}
+    )
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.names if name not in STAGES]:
+            raise ValueError(f"`stages` holds {unknown[0]!r}; expected some of {', '.join(STAGES)}.")
+        for argument in ("steps", "learning_rates"):
+            text = getattr(self, argument)
+            if missing := [name for name in self.names if name not in read_json(argument, text)]:
+                raise ValueError(f"`{argument}` says nothing about the stage {missing[0]!r}: {text}.")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the stages."""
+        return self.stages.split(",")
+
+    def run(self, name: str, args: RunArguments, folder: Path) -> RunArguments:
+        """Arguments of one stage's run, in a folder of its own."""
+        steps, rate = read_json("steps", self.steps)[name], read_json("learning_rates", self.learning_rates)[name]
+        return replace(
+            args, output_dir=str(folder), max_steps=steps, learning_rate=rate, hub_model_id=None, hub_private=False
+        )
+
+
+def prepare_stage(
+    model: VwLmmForCausalLM,
+    stage: Stage,
+    lora_rank: int | None = None,
+    visual_loss: str | None = None,
+    pseudo_image_features: bool = False,
+) -> nn.Module:
     """Freeze and unfreeze the model for a stage, and set its loss.
 
     Args:
@@ -47,9 +120,11 @@ def prepare_stage(model: VwLmmForCausalLM, stage: Stage, lora_rank: int | None =
         stage ([`Stage`]): What to train.
         lora_rank (`int`, *optional*): Train the language model through LoRA adapters of this rank; `merge_and_unload` of the
             returned model ends the stage.
+        visual_loss (`str`, *optional*): Another loss than the stage's.
+        pseudo_image_features (`bool`): Show the language model words in place of the adapter's features.
 
     Returns:
-        `nn.Module`: What to hand to the trainer: the model, or a `PeftModel` around it.
+        `nn.Module`: What to train: the model, or a `PeftModel` around it.
 
     Raises:
         ValueError: If the stage trains a module that the model does not have.
@@ -62,7 +137,8 @@ def prepare_stage(model: VwLmmForCausalLM, stage: Stage, lora_rank: int | None =
             raise ValueError(f"The stage trains `{name}`, which the model does not have.") from error
     if not modules:
         raise ValueError(f"The stage trains nothing: {stage}.")
-    model.config.visual_loss = stage.visual_loss
+    model.config.visual_loss = visual_loss or stage.visual_loss
+    model.config.pseudo_image_features = pseudo_image_features
     model.config.detach_visual_target = stage.detach_visual_target
     model.requires_grad_(False)
     if lora_rank is not None and LANGUAGE_MODEL in modules:
@@ -81,4 +157,99 @@ def prepare_stage(model: VwLmmForCausalLM, stage: Stage, lora_rank: int | None =
     return model
 
 
-__all__ = ["STAGES", "Stage", "prepare_stage"]
+def build_vw_lmm(args: StageArguments) -> tuple[VwLmmForCausalLM, VwLmmProcessor]:
+    """A model of two checkpoints, with its processor."""
+    source, options = (args.text, {}) if args.text is not None else smollm2_checkpoint()
+    chat_template = args.chat_template or (CHAT_TEMPLATE if args.text is None else None)
+    model = VwLmmForCausalLM.from_vision_text_pretrained(
+        args.vision, source, text_kwargs={**options, "dtype": torch.float32}
+    )
+    processor = VwLmmProcessor.from_vision_text_pretrained(
+        args.vision, source, model.config.image_seq_length, chat_template, options
+    )
+    model.config.image_token_id = processor.image_token_id
+    return model, processor
+
+
+def load_stage(folder: Path) -> tuple[VwLmmForCausalLM, VwLmmProcessor]:
+    """Model, in fp32, and processor of a finished stage."""
+    # On a CPU eager attention is faster than sdpa for short texts.
+    attention = "sdpa" if torch.accelerator.is_available() else "eager"
+    model = VwLmmForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    return model, VwLmmProcessor.from_pretrained(folder)
+
+
+def run_stage(name: str, args: RunArguments, start: Path, data: Any, lora_rank: int | None, **changes: Any) -> None:
+    """Train one stage up to the checkpoint in `args.output_dir`; one that is finished already is left as it is.
+
+    Args:
+        name (`str`): Of the stage.
+        args ([`RunArguments`]): Of this stage. If there are checkpoints, it goes on from the last.
+        start (`Path`): Folder of the stage before.
+        data (`Dataset`): Conversations, with `lengths()`.
+        lora_rank (`int`, *optional*), changes: As of [`prepare_stage`].
+    """
+    folder = Path(args.output_dir)
+    if (folder / "config.json").exists():
+        print(f"{folder} is finished; going on behind it.")
+        return
+    # Another order of the data in every stage.
+    seed, resume = args.seed + list(STAGES).index(name), any(folder.glob("checkpoints/step-*"))
+    engine = Engine(replace(args, seed=seed, resume=resume))
+    accelerator = engine.accelerator
+    if lora_rank is not None and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "`lora_rank` goes with DDP or DeepSpeed ZeRO-2: LoRA weights that FSDP has shared out cannot be merged."
+        )
+    model, processor = load_stage(start)
+    rows_per_step = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    task = Task(
+        name=f"visual_words_{name}",
+        model=prepare_stage(model, STAGES[name], lora_rank, **changes),
+        processor=processor,
+        train_set=data,
+        collator=ConversationCollator(processor),
+        loss_parts=("language_loss", "visual_loss"),
+        order=LengthGroupedSampler(data.lengths(), rows_per_step, seed),
+        find_unused_parameters=True,  # a batch without images leaves the adapter out
+    )
+    engine.train(task)
+    state_dict, trained = engine.state_dict(), engine.trained
+    if accelerator.is_main_process:
+        if not isinstance(trained, PreTrainedModel):
+            trained = trained.merge_and_unload()
+        with staged(folder, last="config.json") as staging:
+            trained.save_pretrained(staging, state_dict=state_dict)
+            processor.save_pretrained(staging)
+            (staging / "stage.json").write_text(json.dumps(run_facts(engine) | {"seconds": engine.state.seconds}))
+        shutil.rmtree(engine.checkpoints, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    accelerator.free_memory()
+    del engine, task, model, trained
+    gc.collect()  # else the next stage's data workers are forks of this one's weights and optimiser state too
+
+
+def stages_facts(folders: list[Path]) -> tuple[dict[str, Any], str]:
+    """How finished stages went: the lines of the last one's card, with the time of all; and their logs as one."""
+    facts, lines, seconds = {}, [], 0.0
+    for folder in folders:
+        facts = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        seconds += facts.pop("seconds")
+        for line in (folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines():
+            lines.append(to_json({"stage": folder.name, **json.loads(line)}) + "\n")
+    time = f"{seconds / 60:.1f} min on {describe_machine()}, all stages"
+    return {**facts, "stages": ", ".join(folder.name for folder in folders), "time": time}, "".join(lines)
+
+
+__all__ = [
+    "COMPARISON",
+    "STAGES",
+    "Stage",
+    "StageArguments",
+    "build_vw_lmm",
+    "load_stage",
+    "prepare_stage",
+    "run_stage",
+    "stages_facts",
+]

@@ -1,5 +1,7 @@
 """Recall@k of retrieval with any number of right candidates per query, such as the five captions of an image."""
 
+from collections.abc import Sequence
+
 import datasets
 import evaluate
 import numpy as np
@@ -25,6 +27,35 @@ _CITATION = """@inproceedings{karpathy2015, title={Deep Visual-Semantic Alignmen
 booktitle={CVPR}, year={2015}, author={Karpathy, Andrej and Fei-Fei, Li}}"""
 
 
+def ranks_of_first(scores: Sequence[np.ndarray] | np.ndarray, right: Sequence[Sequence[int]]) -> np.ndarray:
+    """Rank (0 = first) of the first right candidate of every query; equal scores count against it, and NaN comes last.
+
+    Args:
+        scores (`Sequence[np.ndarray]` or `np.ndarray`): Of all candidates of every query; the highest is the best.
+        right (`Sequence[Sequence[int]]`): Indices of the right candidates of every query.
+
+    Returns:
+        `np.ndarray` of shape `(num_queries,)`.
+
+    Raises:
+        ValueError: If a query has no right candidate among those that there are.
+    """
+    ranks = []
+    for query, (row, answers) in enumerate(zip(scores, right, strict=True)):
+        if not len(answers) or min(answers) < 0 or max(answers) >= len(row):
+            raise ValueError(
+                f"`references` of query {query} must name at least one of its {len(row)} candidates, got {list(answers)}."
+            )
+        others = np.delete(row, answers)
+        ranks.append(len(others) - int((others < row[answers].max()).sum()))  # NaN is below nothing
+    return np.array(ranks)
+
+
+def recalls(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """`recall@k` for every k, and `median_rank`, from 1, of ranks that begin with 0."""
+    return {f"recall@{k}": float((ranks < k).mean()) for k in ks} | {"median_rank": float(np.median(ranks)) + 1}
+
+
 class RetrievalRecall(evaluate.Metric):
     """See the description of the module."""
 
@@ -45,17 +76,4 @@ class RetrievalRecall(evaluate.Metric):
     def _compute(
         self, predictions: list[list[float]], references: list[list[int]], ks: tuple[int, ...] = (1, 5, 10)
     ) -> dict[str, float]:
-        ranks = []
-        for query, (row, right) in enumerate(zip(predictions, references, strict=True)):
-            scores = np.asarray(row)
-            if not len(right) or min(right) < 0 or max(right) >= len(scores):
-                raise ValueError(
-                    f"`references` of query {query} must name at least one of its {len(scores)} candidates, got {list(right)}."
-                )
-            best = scores[right].max()
-            # NaN is below nothing, so a query with a NaN for an answer comes last.
-            others = np.delete(scores, right)
-            ranks.append(len(others) - int((others < best).sum()))
-        found = np.array(ranks)
-        results = {f"recall@{k}": float((found < k).mean()) for k in ks}
-        return results | {"median_rank": float(np.median(found)) + 1}
+        return recalls(ranks_of_first([np.asarray(row) for row in predictions], references), ks)

@@ -8,7 +8,7 @@ import datasets
 from datasets import DatasetDict, Features, Value
 from torch.utils.data import Dataset
 
-from triptych.training.easy_vqa import QUESTION_FEATURES
+from triptych.data.easy_vqa import QUESTION_FEATURES
 
 
 _SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov"}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import DatasetDict, Features, List, Value, load_dataset
+from datasets import DatasetDict, Features, List, Value
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from triptych.training.data import decode_image
-from triptych.training.emoji_scenes import load_emoji_scenes, scene_concepts
+from triptych.data.emoji_scenes import load_emoji_scenes, scene_concepts
+from triptych.data.pictures import decode_image
+from triptych.data.splits import load_splits
 
 
 _LEAST_VISIBLE = 0.2  # of an object's box, or a crop shows nobody what it is
@@ -119,12 +120,8 @@ def _columns(objects: dict[str, list] | list[dict[str, Any]]) -> dict[str, list]
     return {key: [entry[key] for entry in objects] for key in (objects[0] if objects else ("bbox", "category"))}
 
 
-def _load_objects(name: str, config_name: str | None, eval_split: str) -> DetectionData:
-    path = Path(name)
-    data = load_dataset("imagefolder", data_dir=name) if path.is_dir() else load_dataset(name, config_name)
-    for split in ("train", eval_split):
-        if split not in data:
-            raise ValueError(f"Data set {name!r} has no split {split!r}, only {sorted(data)}.")
+def _load_objects(name: str, config_name: str | None, options: dict[str, Any]) -> DetectionData:
+    data = load_splits(name, config_name, **options)
     features = data["train"].features
     objects = features.get("objects")
     objects = getattr(objects, "feature", objects)  # a list of dicts reads like a dict of lists
@@ -143,18 +140,18 @@ def _load_objects(name: str, config_name: str | None, eval_split: str) -> Detect
         raise ValueError(
             f"`objects.category` of {name!r} must be a ClassLabel or a name, got {label}: numbers alone do not say what things are."
         )
-    return DetectionData(DatasetDict(train=data["train"], test=data[eval_split]), categories, {})
+    return DetectionData(data, categories, {})
 
 
 def load_detection(
     name: str,
     config_name: str | None = None,
-    eval_split: str = "test",
     train_annotations: str | None = None,
     eval_annotations: str | None = None,
-    novel_classes: Sequence[str] | None = None,
+    novel_classes: Sequence[str] | str | None = None,
     image_size: int = 288,
     num_scenes: int = 6000,
+    **options: Any,
 ) -> DetectionData:
     """Load images with boxes.
 
@@ -162,11 +159,11 @@ def load_detection(
         name (`str`): `"emoji-scenes"` (built from installed packages); with annotations the folder of the images; otherwise a folder
             with `metadata.jsonl`, or a data set on the Hub, with the usual `objects` column.
         config_name (`str`, *optional*): Configuration of a Hub data set.
-        eval_split (`str`): Split to evaluate on.
         train_annotations, eval_annotations (`str`, *optional*): Files in COCO's or LVIS's form.
-        novel_classes (`Sequence[str]`, *optional*): Classes that lose their boxes in training. Default: the novel concepts of emoji
+        novel_classes (`Sequence[str]` or `str`, *optional*): Classes, or a file with one per line, that lose their boxes in training. Default: the novel concepts of emoji
             scenes, LVIS's rare classes, and none elsewhere.
         image_size (`int`), num_scenes (`int`): Of emoji scenes.
+        options: Of [`load_splits`].
 
     Raises:
         ValueError: If something is missing, or a novel class does not exist.
@@ -182,9 +179,11 @@ def load_detection(
         data = DetectionData(load_emoji_scenes(num_scenes, image_size=image_size), names, {})
         default = concepts["novel"]
     else:
-        data = _load_objects(name, config_name, eval_split)
+        data = _load_objects(name, config_name, options)
         default = []
-    novel = default if novel_classes is None else list(novel_classes)
+    if isinstance(novel_classes, str):
+        novel_classes = [line.strip() for line in Path(novel_classes).read_text(encoding="utf-8").splitlines()]
+    novel = default if novel_classes is None else [each for each in novel_classes if each]
     unknown = sorted(set(novel) - set(data.categories))
     if unknown:
         raise ValueError(f"`novel_classes` are not classes of {name!r}: {', '.join(unknown[:5])}.")

@@ -1,64 +1,19 @@
 """Image-caption pairs from any source, as the model wants them."""
 
-import hashlib
-import io
 import random
-from collections.abc import Hashable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import datasets
 import torch
-from datasets import DatasetDict, load_dataset
-from PIL import Image, ImageOps
+from datasets import DatasetDict
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from triptych.training.openmoji import load_openmoji_captions
-
-
-class CorruptImageError(ValueError):
-    """An image of the data set cannot be read."""
-
-
-def picture_ids(data: datasets.Dataset, image_column: str) -> list[str]:
-    """What tells the pictures of rows apart: a digest of their file, so that copies under another name are one picture."""
-
-    def digest(row: dict[str, Any]) -> dict[str, str]:
-        image = row[image_column] or {}
-        content = image.get("bytes")
-        if content is None:
-            path = Path(image.get("path") or "")
-            content = path.read_bytes() if path.is_file() else str(path).encode()
-        return {"picture_id": hashlib.sha1(content, usedforsecurity=False).hexdigest()}
-
-    images = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    return list(images.map(digest, remove_columns=[image_column], desc="pictures")["picture_id"])
-
-
-def hold_out(data: datasets.Dataset, groups: Sequence[Hashable], fraction: float, seed: int) -> DatasetDict:
-    """Split off rows to evaluate on; rows of one group stay together.
-
-    Args:
-        data (`datasets.Dataset`): Rows.
-        groups (`Sequence`): Of every row, e.g. its picture: what is asked of it in the test must not be known from training.
-        fraction (`float`): Share of the groups that is held out; at least one.
-        seed (`int`): Of the choice.
-
-    Raises:
-        ValueError: If there are fewer than two groups.
-    """
-    distinct = sorted(set(groups), key=str)
-    if len(distinct) < 2:
-        raise ValueError(
-            f"The training split has {len(distinct)} picture; to hold some out, there must be at least two."
-        )
-    count = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
-    chosen = set(random.Random(seed).sample(distinct, count))
-    rows: dict[bool, list[int]] = {False: [], True: []}
-    for row, group in enumerate(groups):
-        rows[group in chosen].append(row)
-    return DatasetDict(train=data.select(rows[False]), test=data.select(rows[True]))
+from triptych.data.openmoji import load_openmoji_captions
+from triptych.data.pictures import CorruptImageError, decode_image
+from triptych.data.splits import load_splits
 
 
 def load_pairs(
@@ -67,66 +22,20 @@ def load_pairs(
     image_column: str = "image",
     caption_column: str = "caption",
     image_size: int = 96,
-    eval_split: str = "test",
-    eval_fraction: float = 0.05,
-    seed: int = 0,
+    **options: Any,
 ) -> DatasetDict:
     """Load image-caption pairs with the splits `train` and `test`.
 
     Args:
-        name (`str`):
-            `"openmoji"` (built from installed packages), a folder of images with `metadata.csv` or `metadata.jsonl`, a
-            folder of parquet files or a single one, or a data set on the Hub.
+        name (`str`): `"openmoji"` (built from installed packages), or what [`load_splits`] reads.
         config_name (`str`, *optional*): Configuration of a Hub data set.
         image_column, caption_column (`str`): Columns to read. A caption may be a list of captions.
         image_size (`int`): Size at which OpenMoji is rendered, in pixels.
-        eval_split (`str`): Split to evaluate on. If the data set has none of this name, a fixed share of the training
-            split's pictures is held out, with all rows that show them.
-        eval_fraction (`float`): That share.
-        seed (`int`): Seed of that split.
-
-    Raises:
-        ValueError: If the data set has no training split or lacks a column.
+        options: Of [`load_splits`].
     """
     if name == "openmoji":
-        data = load_openmoji_captions(image_size)
-    else:
-        path = Path(name)
-        if path.is_file() and path.suffix != ".parquet":
-            raise ValueError(f"`name` {name!r} is a file of an unknown kind, expected .parquet or a folder.")
-        if path.is_file():
-            data = load_dataset("parquet", data_files=str(path))
-        elif path.is_dir() and any(path.rglob("*.parquet")):
-            data = load_dataset("parquet", data_dir=str(path))
-        elif path.is_dir():
-            data = load_dataset("imagefolder", data_dir=str(path))
-        else:
-            data = load_dataset(name, config_name)
-    if "train" not in data:
-        raise ValueError(f"Data set {name!r} has no split 'train', only {sorted(data)}.")
-    for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
-        if column not in data["train"].column_names:
-            raise ValueError(
-                f"`{argument}={column!r}` is not a column of {name!r}; it has {', '.join(data['train'].column_names)}."
-            )
-    if eval_split not in data:
-        return hold_out(data["train"], picture_ids(data["train"], image_column), eval_fraction, seed)
-    return DatasetDict(train=data["train"], test=data[eval_split])
-
-
-def decode_image(image: dict[str, Any] | None, row: int) -> Image.Image:
-    """An image of a `datasets` row that was not decoded yet (`datasets.Image(decode=False)`), upright, as RGB.
-
-    Raises:
-        CorruptImageError: If it cannot be read; names the file and the row.
-    """
-    try:
-        source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])  # type: ignore[index]
-        with Image.open(source) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except Exception as error:  # Pillow's plugins raise what they like, decompression bombs included
-        name = (image or {}).get("path") or "without a file name"
-        raise CorruptImageError(f"Image {name} (row {row}) cannot be read: {error}") from error
+        return load_openmoji_captions(image_size)
+    return load_splits(name, config_name, {"caption_column": caption_column}, image_column, **options)
 
 
 class ImageCaptionDataset(Dataset):
@@ -176,6 +85,15 @@ class ImageCaptionDataset(Dataset):
         """Change the random crops; call it before iterating."""
         self.epoch = epoch
 
+    def captions(self) -> list[str]:
+        """The caption of every pair; no image is looked at."""
+        return [each[position] for each, (_, position) in zip(self.references(), self.pairs, strict=True)]
+
+    def references(self) -> list[list[str]]:
+        """All captions of the image of every pair."""
+        captions = list(self.data[self.caption_column])
+        return [[captions[row]] if isinstance(captions[row], str) else captions[row] for row, _ in self.pairs]
+
     def _crop(self, image: Image.Image, index: int) -> Image.Image:
         rng = random.Random(f"{self.seed}-{self.epoch}-{index}")
         side = rng.uniform(self.crop_scale, 1.0) ** 0.5
@@ -200,6 +118,14 @@ class ImageCaptionDataset(Dataset):
         caption = item[self.caption_column]
         caption = caption if isinstance(caption, str) else caption[position]
         return {"image": image, "caption": caption, "num_skipped": num_skipped}
+
+
+class CaptionRequests(ImageCaptionDataset):
+    """Pairs as questions, for models that chat: what is asked for a caption, and the caption as the answer."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = super().__getitem__(index)
+        return {"image": pair["image"], "question": "What is this?", "answer": pair["caption"]}
 
 
 class PairCollator:
@@ -227,12 +153,4 @@ class PairCollator:
         return {**batch, "labels": labels, "num_skipped": num_skipped}
 
 
-__all__ = [
-    "CorruptImageError",
-    "ImageCaptionDataset",
-    "PairCollator",
-    "decode_image",
-    "hold_out",
-    "load_pairs",
-    "picture_ids",
-]
+__all__ = ["CaptionRequests", "ImageCaptionDataset", "PairCollator", "load_pairs"]

@@ -1,24 +1,19 @@
 """Conversations with images, in LLaVA's JSON layout or as `messages`, for the training of VW-LMM."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from datasets import load_dataset
 from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset, Sampler
-from tqdm.auto import trange
-from transformers import Trainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch.utils.data import ConcatDataset, Dataset
 
-from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
+from triptych.data.pictures import decode_image
+from triptych.data.questions import most_common_answer
+from triptych.data.splits import load_splits
 from triptych.processing.processing_vw_lmm import VwLmmProcessor
-from triptych.training.data import decode_image
-from triptych.training.questions import most_common_answer
 
 
 _IMAGE_LENGTH = 100_000
@@ -89,21 +84,22 @@ class ConversationDataset(Dataset):
         return lengths
 
 
-def load_conversations(name: str, image_folder: str | None = None, split: str = "train") -> ConversationDataset:
-    """Load conversations from a JSON or JSON Lines file, or from the Hub.
+def load_conversations(name: str, image_folder: str | None = None) -> ConversationDataset:
+    """Load conversations from a JSON or JSON Lines file, or the training split of a data set.
 
     Args:
-        name (`str`): A file in LLaVA's layout (a list of `{"image": path, "conversations": [...]}`) or with `messages`, or the
-            name of a Hub data set with a column of one of these names.
+        name (`str`): A file in LLaVA's layout (a list of `{"image": path, "conversations": [...]}`) or with `messages`, or what
+            [`load_splits`] reads, with a column of one of these names.
         image_folder (`str`, *optional*): Where the paths of a file's images start. Default: its own folder.
-        split (`str`): Of a Hub data set.
 
     Raises:
         ValueError: If the file is no list of rows.
     """
     path = Path(name)
-    if not path.is_file():
-        return ConversationDataset(load_dataset(name, split=split))
+    if path.suffix not in (".json", ".jsonl"):
+        if image_folder is not None:
+            raise ValueError(f"`image_folder` is for JSON files; {name!r} brings its images.")
+        return ConversationDataset(load_splits(name, image_column=None, eval_split="train")["train"])
     text = path.read_text(encoding="utf-8")
     rows = (
         [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -116,7 +112,7 @@ def load_conversations(name: str, image_folder: str | None = None, split: str = 
 
 
 class QuestionConversations(Dataset):
-    """Questions about images (`triptych.training.questions.load_questions`), several of an image as one conversation.
+    """Questions about images (`triptych.data.questions.load_questions`), several of an image as one conversation.
 
     Args:
         data (`datasets.Dataset`): Rows with `image`, `image_id`, `question`, `answers`.
@@ -182,109 +178,10 @@ class ConversationCollator:
         )
 
 
-class _LengthGroups(LengthGroupedSampler):
-    """transformers' groups in a random order: in its own, long conversations come first and short ones 50 batches later.
-
-    The batch of the longest stays the first, so that memory runs out at once, if it does; what fills no batch is the last.
-    """
-
-    def __iter__(self) -> Iterator[int]:
-        indices = list(super().__iter__())
-        first, *batches = [
-            indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)
-        ]
-        last = batches.pop() if batches and len(batches[-1]) < self.batch_size else []
-        order = torch.randperm(len(batches), generator=self.generator).tolist()
-        yield from first
-        for batch in order:
-            yield from batches[batch]
-        yield from last
-
-
-class ConversationTrainer(Trainer):
-    """transformers' trainer, which also logs the parts of the loss.
-
-    Data sets that know their `lengths()` are batched by them, so that little is padding.
-
-    Args:
-        processing_class (`VwLmmProcessor`): Of the model.
-        kwargs: As usual.
-    """
-
-    def __init__(self, *, processing_class: VwLmmProcessor, **kwargs: Any):
-        collator = ConversationCollator(processing_class)
-        super().__init__(data_collator=collator, processing_class=processing_class, **kwargs)  # type: ignore[arg-type]
-        self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)  # of the loss, since the last log
-
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        for name in ("language_loss", "visual_loss"):
-            if outputs.get(name) is not None:
-                self._parts[name].append(outputs[name].detach())
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:  # and not at the end, in the summary of the training
-            logs |= {name: torch.stack(values).mean().item() for name, values in self._parts.items()}
-            self._parts.clear()
-        super().log(logs, *args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if not hasattr(dataset, "lengths"):
-            return super()._get_train_sampler(train_dataset)
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        generator = torch.Generator().manual_seed(self.args.seed)
-        return _LengthGroups(batch_size, lengths=dataset.lengths(), generator=generator)
-
-
-@torch.no_grad()
-def ask(
-    model: VwLmmForCausalLM,
-    processor: VwLmmProcessor,
-    questions: Sequence[str],
-    images: Sequence[Any] | None,
-    batch_size: int = 64,
-    max_new_tokens: int = 16,
-) -> list[str]:
-    """Greedy answers to questions, one image each.
-
-    Args:
-        model, processor: A VW-LMM.
-        questions (`Sequence[str]`): Questions.
-        images (`Sequence[PIL.Image.Image]`, *optional*): Their images; without, the language model alone is asked.
-        batch_size, max_new_tokens (`int`): Questions at a time, longest answer in tokens.
-    """
-    was_training = model.training
-    model.eval()
-    answers: list[str] = []
-    for start in trange(0, len(questions), batch_size, desc="answer", unit="batch", leave=False):
-        texts = questions[start : start + batch_size]
-        shown = None if images is None else [[images[index]] for index in range(start, start + len(texts))]
-        prompts = [
-            processor.apply_chat_template(
-                [{"role": "user", "content": text if shown is None else f"<image>\n{text}"}],
-                add_generation_prompt=True,
-            )
-            for text in texts
-        ]
-        inputs = processor(images=shown, text=prompts, padding=True, padding_side="left", return_tensors="pt")
-        inputs = inputs.to(model.device)
-        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[misc]
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        answers += [answer.strip() for answer in processor.batch_decode(new, skip_special_tokens=True)]
-    model.train(was_training)
-    return answers
-
-
 __all__ = [
     "ConversationCollator",
     "ConversationDataset",
     "ConversationMixture",
-    "ConversationTrainer",
     "QuestionConversations",
-    "ask",
     "load_conversations",
 ]

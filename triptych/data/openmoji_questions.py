@@ -5,14 +5,19 @@ The drawings of the test split are those that captions hold out: none of them is
 
 import io
 import random
+from collections import Counter, defaultdict
 from typing import Any
 
 from datasets import Dataset
 from PIL import Image
+from torch.utils.data import Dataset as TorchDataset
 
-from triptych.training.openmoji import named_drawings, render
+from triptych.data.conversations import ConversationMixture, QuestionConversations
+from triptych.data.easy_vqa import load_easy_vqa
+from triptych.data.openmoji import named_drawings, render
 
 
+_EASY_VQA_QUESTIONS = 1500  # of 38,575
 GROUNDS = {
     "white": (255, 255, 255),
     "red": (250, 170, 165),
@@ -88,6 +93,54 @@ class OpenMojiQuestions:
         )
 
 
+class HeldOutQuestions(TorchDataset):
+    """Questions about held-out drawings, and half as many of easy-VQA's test split as there are pictures.
+
+    Args:
+        num_pictures (`int`): Pictures of drawings.
+        seed (`int`): Of both.
+
+    Attributes:
+        data (`Dataset`): Columns `question`, `answers`, `answer_type` ("easy-VQA" for the latter).
+        with_images (`bool`): Whether rows have their `image`.
+    """
+
+    def __init__(self, num_pictures: int, seed: int = 0):
+        drawings = OpenMojiQuestions("test", seed=seed)
+        asked = drawings.questions().filter(lambda row: row["picture"] < num_pictures)
+        pictures = [drawings[index]["images"][0] for index in range(min(num_pictures, len(drawings)))]
+        shapes = load_easy_vqa()["test"].shuffle(seed=seed).select(range(num_pictures // 2))
+        rows = [{**row, "image": pictures[row["picture"]]} for row in asked]
+        rows += [{**row, "answer_type": "easy-VQA"} for row in shapes]
+        rows.sort(key=lambda row: row["answer_type"])  # a batch waits for its longest answer
+        names = ("question", "answers", "answer_type")
+        self.data = Dataset.from_dict({name: [row[name] for row in rows] for name in names})
+        self.images = [row["image"] for row in rows]
+        self.seed, self.with_images = seed, True
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.data[index] | ({"image": self.images[index]} if self.with_images else {})
+
+    def commonest_answers(self) -> list[str]:
+        """To every question the training split's commonest answer to its kind."""
+        counts: dict[str, Counter] = defaultdict(Counter)
+        for row in OpenMojiQuestions("train", seed=self.seed).questions():
+            counts[row["answer_type"]].update(row["answers"])
+        for row in load_easy_vqa()["train"].remove_columns("image"):
+            counts["easy-VQA"].update(row["answers"])
+        return [counts[kind].most_common(1)[0][0] for kind in self.data["answer_type"]]
+
+
+def load_openmoji_conversations(pictures_per_drawing: int, seed: int = 0) -> ConversationMixture:
+    """Conversations to train on: about drawings, and about some of easy-VQA's shapes, which are soon learned."""
+    shapes = load_easy_vqa()["train"].shuffle(seed=seed).select(range(_EASY_VQA_QUESTIONS))
+    drawings = OpenMojiQuestions("train", pictures_per_drawing, seed)
+    return ConversationMixture([drawings, QuestionConversations(shapes)])  # type: ignore[list-item]
+
+
 def _portrait(caption: str) -> dict[str, Any]:
     answers = {"what": caption.partition(":")[0]}
     return {"caption": caption, "ground": "white", "scale": 1.0, "places": [(0.5, 0.5)], "answers": answers}
@@ -118,4 +171,11 @@ def _messages(answers: dict[str, str]) -> list[dict[str, str]]:
     return messages
 
 
-__all__ = ["GROUNDS", "NUMBERS", "QUESTIONS", "OpenMojiQuestions"]
+__all__ = [
+    "GROUNDS",
+    "NUMBERS",
+    "QUESTIONS",
+    "HeldOutQuestions",
+    "OpenMojiQuestions",
+    "load_openmoji_conversations",
+]

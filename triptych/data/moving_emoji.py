@@ -13,8 +13,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
-from triptych.training.easy_vqa import QUESTION_FEATURES
-from triptych.training.openmoji import render_named
+from triptych.data.easy_vqa import QUESTION_FEATURES
+from triptych.data.openmoji import render_named
 
 
 NUM_FRAMES = 32

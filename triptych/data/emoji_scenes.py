@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PILImage
 from torch.utils.data import Dataset as TorchDataset
 
-from triptych.training.openmoji import named_drawings, render, share_of_hash
+from triptych.data.openmoji import named_drawings, render, share_of_hash
 
 
 # Unicode's blocks of animals, foods, plants and vehicles

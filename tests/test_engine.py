@@ -1,0 +1,236 @@
+"""The engine of all scripts: what it honours, for every one of them."""
+
+import ast
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from tests.conftest import CAPTIONS, load_example, tiny_model, tiny_processor
+from tests.processes import logged_losses
+from triptych.data.orders import EpochSampler, GroupedSampler, LengthGroupedSampler
+from triptych.data.pairs import PairCollator
+from triptych.training.engine import Engine, RunArguments, Task
+
+
+ROOT = Path(__file__).parents[1]
+
+
+class Squares(Dataset):
+    """Seven pictures, each of its own colour."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> dict:
+        picture = Image.new("RGB", (20, 20), (30 * index, 0, 200))
+        return {"image": picture, "caption": CAPTIONS[index % len(CAPTIONS)], "num_skipped": int(index == 3)}
+
+
+def task_of(**fields) -> Task:
+    processor = tiny_processor()
+    model = tiny_model(text_config={"vocab_size": len(processor.tokenizer)})
+    parts = ("contrastive_loss", "caption_loss")
+    defaults = {
+        "name": "pretrain", "model": model, "processor": processor, "train_set": Squares(),
+        "collator": PairCollator(processor), "loss_parts": parts,
+    }  # fmt: skip
+    return Task(**{**defaults, **fields})
+
+
+def arguments(folder: Path, **fields) -> RunArguments:
+    defaults = {"batch_size": 2, "num_workers": 0, "mixed_precision": "no", "checkpoint_steps": 0, "warmup_ratio": 0.0}
+    return RunArguments(output_dir=str(folder), **{**defaults, **fields})
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+
+
+def test_the_last_step_of_an_epoch_counts_the_batches_that_it_has(tmp_path):
+    """Three batches, two to a step: the second step has one. By hand, with the same order."""
+    task, by_hand = task_of(), task_of().model
+    options = {"lr_scheduler_type": "constant_with_warmup", "max_grad_norm": 1e9, "weight_decay": 0.0}
+    engine = Engine(arguments(tmp_path, gradient_accumulation_steps=2, learning_rate=1e-3, **options))
+    by_hand.load_state_dict(task.model.state_dict())
+    by_hand.set_attn_implementation("eager")
+    engine.train(task)
+    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    order, losses = list(EpochSampler(7, seed=0)), []
+    by_hand.train()
+    for step in ([order[0:2], order[2:4]], [order[4:6]]):
+        for rows in step:
+            batch = task.collator([task.train_set[row] for row in rows])
+            batch.pop("num_skipped")
+            loss = by_hand(**batch).loss / len(step)
+            loss.backward()
+            losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = engine.trained.state_dict()
+    for name, tensor in by_hand.state_dict().items():
+        torch.testing.assert_close(trained[name], tensor, atol=1e-6, rtol=1e-5)
+    logged = [row["loss"] for row in rows_of(tmp_path)]
+    assert logged == pytest.approx([losses[0] + losses[1], losses[2]], rel=1e-5)
+    assert engine.state.num_skipped == int(3 in order[:6])
+
+
+def test_only_matrices_decay_and_modules_may_have_rates_of_their_own(tmp_path):
+    task = task_of(learning_rates={"model.vision_model.": 1e-5})
+    engine = Engine(arguments(tmp_path, max_steps=1, learning_rate=1e-3, weight_decay=0.3))
+    engine.train(task)
+    names = {id(parameter): name for name, parameter in engine.trained.named_parameters()}
+    for group in engine.optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.3 if parameter.ndim >= 2 else 0.0)
+            own = names[id(parameter)].startswith("model.vision_model.")
+            assert group["initial_lr"] == (1e-5 if own else 1e-3)
+
+
+def test_the_logit_scale_stays_below_its_maximum(tmp_path):
+    task = task_of()
+    task.model.config.logit_scale_max = 2.7
+    Engine(arguments(tmp_path, max_steps=3, learning_rate=0.5)).train(task)
+    assert all(row["logit_scale"] <= torch.tensor(2.7).exp() * 1.0001 for row in rows_of(tmp_path))
+
+
+def test_the_average_of_the_weights_is_evaluated(tmp_path):
+    seen = []
+    task = task_of(evaluate=lambda model, is_last: seen.append((model, is_last)) or {"a": 1.0}, headline=("a",))
+    engine = Engine(arguments(tmp_path, num_epochs=2, ema_decay=0.5, eval_epochs=0.34))
+    engine.train(task)
+    engine.evaluate(task)
+    assert [is_last for _, is_last in seen] == [False] * 5 + [True]  # after every step but the last
+    assert all(model is engine.ema.module for model, _ in seen)
+    assert [row["step"] for row in rows_of(tmp_path) if "eval_a" in row] == [1, 2, 3, 4, 5, 6]
+    assert not torch.equal(engine.trained.model.logit_scale, task.model.model.logit_scale)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    task = task_of()
+    with torch.no_grad():
+        task.model.model.text_projection.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="The loss of step 1 is nan"):
+        Engine(arguments(tmp_path)).train(task)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 3}, "`batch_size` was 2 when .* is 3 now"),
+        ({"gradient_accumulation_steps": 2}, "`gradient_accumulation_steps` was 1 when .* is 2 now"),
+        ({"num_epochs": 4}, "`number of steps` was 9 when .* is 12 now"),
+        ({"seed": 1}, "`seed` was 0 when .* is 1 now"),
+    ],
+)
+def test_a_run_does_not_go_on_in_another_order(tmp_path, fields, message):
+    Engine(arguments(tmp_path, num_epochs=3, checkpoint_steps=4)).train(task_of())
+    with pytest.raises(ValueError, match=message):
+        Engine(arguments(tmp_path, **{"num_epochs": 3, "resume": True, **fields})).train(task_of())
+
+
+def test_a_run_goes_on_exactly_in_a_later_epoch(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    Engine(arguments(whole, num_epochs=3)).train(task_of())
+    # Behind the last batch of an epoch, and amid the next one
+    for step in (6, 7):
+        engine = Engine(arguments(parts, num_epochs=3, checkpoint_steps=step))
+        engine.train(task_of())
+        engine = Engine(arguments(parts, num_epochs=3, resume=True))
+        engine.train(task_of())
+        assert logged_losses(parts) == logged_losses(whole)
+        for each in (parts / "checkpoints").iterdir():
+            for path in sorted(each.rglob("*"), reverse=True):
+                path.unlink() if path.is_file() else path.rmdir()
+            each.rmdir()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [EpochSampler(40), GroupedSampler([row // 3 for row in range(40)], 2), LengthGroupedSampler(list(range(40)), 4)],
+    ids=lambda order: type(order).__name__,
+)
+def test_an_order_depends_on_its_epoch_alone(order):
+    found = []
+    for epoch in (0, 1, 2, 1):
+        order.set_epoch(epoch)
+        found.append(list(order))
+    assert found[1] == found[3]
+    assert len({tuple(rows) for rows in found}) == 3
+    assert all(sorted(rows) == list(range(40)) for rows in found)
+
+
+def test_sigterm_saves_and_stops_and_the_run_goes_on(tmp_path):
+    from tests.test_trainers import picture_folder
+
+    picture_folder(tmp_path / "data", [{"caption": f"a {CAPTIONS[index % 3]}"} for index in range(40)])
+    command = [
+        sys.executable, str(ROOT / "examples" / "pretrain.py"), "--dataset", str(tmp_path / "data"), "--num_epochs", "40",
+        "--batch_size", "4", "--num_workers", "0", "--mixed_precision", "no", "--eval_epochs", "0", "--vocab_size", "300",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "run"
+    process = subprocess.Popen([*command, "--output_dir", folder], env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(logged_losses(folder)) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert f"Stopped by SIGTERM; go on with `resume` from {checkpoint}" in output
+    assert len(logged_losses(folder)) == step < 360
+
+
+def test_publishing_is_refused_before_the_training(tmp_path):
+    with pytest.raises(ValueError, match="`hub_model_id` needs a licence"):
+        Engine(arguments(tmp_path, hub_model_id="someone/model")).train(task_of(card={"license": None}))
+    with pytest.raises(ValueError, match="`hub_private` needs `hub_model_id`"):
+        arguments(tmp_path, hub_private=True)
+    assert not (tmp_path / "training_log.jsonl").exists()
+
+
+def names_read(*folders: Path) -> set[str]:
+    """Attributes that the code of these folders reads."""
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
+SCRIPTS = ("pretrain", "finetune_vqa", "finetune_video_qa", "finetune_detection", "finetune_lora", "train_vw_lmm")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_argument_is_accepted_and_ignored(script):
+    """Every argument that a script offers is read by it, or by the room that it hands its arguments to."""
+    module = load_example(script)
+    found = [each for each in vars(module).values() if isinstance(each, type) and dataclasses.is_dataclass(each)]
+    offered = {each.name for kind in found if kind.__name__.endswith("Arguments") for each in dataclasses.fields(kind)}
+    tree = ast.parse((ROOT / "examples" / f"{script}.py").read_text(encoding="utf-8"))
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    read |= names_read(ROOT / "triptych" / "training") | {"report_to"}
+    assert offered - read == set()
+
+
+def test_scripts_are_short_and_do_not_repeat_one_another():
+    lines = {name: (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8").splitlines() for name in SCRIPTS}
+    for name, content in lines.items():
+        assert len(content) <= 150, name
+    runs: dict[tuple[str, ...], str] = {}
+    for name, content in lines.items():
+        body = [line.strip() for line in content if line.strip() and not line.startswith(("from ", "import "))]
+        for start in range(len(body) - 8):
+            run = tuple(body[start : start + 9])
+            assert runs.setdefault(run, name) == name, run

@@ -1,0 +1,1 @@
+"""Data sets: readers, splits, what packages bring, and how rows become batches."""

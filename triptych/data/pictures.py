@@ -1,0 +1,46 @@
+"""Pictures of a data set's rows, decoded one by one so that a bad file can be named."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image, ImageOps
+
+
+class CorruptImageError(ValueError):
+    """An image of the data set cannot be read."""
+
+
+def decode_image(image: dict[str, Any] | None, row: int) -> Image.Image:
+    """An image of a `datasets` row that was not decoded yet (`datasets.Image(decode=False)`), upright, as RGB.
+
+    Raises:
+        CorruptImageError: If it cannot be read; names the file and the row.
+    """
+    try:
+        source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])  # type: ignore[index]
+        with Image.open(source) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except Exception as error:  # Pillow's plugins raise what they like, decompression bombs included
+        name = (image or {}).get("path") or "without a file name"
+        raise CorruptImageError(f"Image {name} (row {row}) cannot be read: {error}") from error
+
+
+def picture_ids(data: datasets.Dataset, image_column: str) -> list[str]:
+    """What tells the pictures of rows apart: a digest of their file, so that copies under another name are one picture."""
+
+    def digest(row: dict[str, Any]) -> dict[str, str]:
+        image = row[image_column] or {}
+        content = image.get("bytes")
+        if content is None:
+            path = Path(image.get("path") or "")
+            content = path.read_bytes() if path.is_file() else str(path).encode()
+        return {"picture_id": hashlib.sha1(content, usedforsecurity=False).hexdigest()}
+
+    images = data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    return list(images.map(digest, remove_columns=[image_column], desc="pictures")["picture_id"])
+
+
+__all__ = ["CorruptImageError", "decode_image", "picture_ids"]

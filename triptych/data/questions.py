@@ -1,0 +1,163 @@
+"""Questions and answers about images: any VQA data set, as the models want it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import torch
+from datasets import DatasetDict
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from triptych.data.easy_vqa import load_easy_vqa
+from triptych.data.pictures import decode_image, picture_ids
+from triptych.data.splits import load_splits
+
+
+def answer_type_of(answer: str) -> str:
+    """The VQA challenge's kinds of answers: "yes/no", "number" or "other"."""
+    text = answer.strip().lower()
+    if text in ("yes", "no"):
+        return "yes/no"
+    return "number" if text.replace(".", "", 1).isdigit() else "other"
+
+
+def most_common_answer(answers: Sequence[str]) -> str:
+    """The answer to train on: the most frequent one, the first of several."""
+    return Counter(answers).most_common(1)[0][0]
+
+
+def _answers_of(value: Any) -> list[str]:
+    """A column's answers as strings: one string, a list of strings, or VQAv2's list of `{"answer": ...}`."""
+    if isinstance(value, str):
+        return [value]
+    return [item["answer"] if isinstance(item, dict) else item for item in value]
+
+
+def load_questions(
+    name: str,
+    config_name: str | None = None,
+    image_column: str = "image",
+    question_column: str = "question",
+    answer_column: str = "answers",
+    answer_type_column: str = "answer_type",
+    **options: Any,
+) -> DatasetDict:
+    """Load questions with the splits `train` and `test` and the columns `image`, `image_id`, `question`, `answers`, `answer_type`.
+
+    Args:
+        name (`str`): `"easy-vqa"` (from the installed package), or what [`load_splits`] reads.
+        config_name (`str`, *optional*): Configuration of a Hub data set.
+        image_column, question_column, answer_column (`str`): Columns to read. An answer is a string, a list of strings or
+            VQAv2's list of dicts.
+        answer_type_column (`str`): Column with the kind of answer; guessed as the VQA challenge does if it is missing.
+        options: Of [`load_splits`].
+    """
+    if name == "easy-vqa":
+        return load_easy_vqa()
+    wanted = {"question_column": question_column, "answer_column": answer_column}
+    data = load_splits(name, config_name, wanted, image_column, **options)
+
+    def columns(row: dict[str, Any]) -> dict[str, Any]:
+        answers = _answers_of(row[answer_column])
+        kind = row.get(answer_type_column) or answer_type_of(most_common_answer(answers))
+        return {"question": row[question_column], "answers": answers, "answer_type": kind}
+
+    splits = {}
+    for split, rows in data.items():
+        images = rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+        images = images if image_column == "image" else images.rename_column(image_column, "image")
+        ids = datasets.Dataset.from_dict({"image_id": picture_ids(images, "image")})
+        texts = rows.remove_columns(image_column)
+        texts = texts.map(columns, remove_columns=texts.column_names, desc=f"{split} questions")
+        splits[split] = datasets.concatenate_datasets([images, ids, texts], axis=1)
+    return DatasetDict(splits)
+
+
+class QuestionDataset(Dataset):
+    """Rows of [`load_questions`] with the image decoded and one answer chosen to train on.
+
+    Successive questions about one image get the same picture object, by which the collator knows it again.
+    """
+
+    def __init__(self, data: datasets.Dataset):
+        self.data = data.cast_column("image", datasets.Image(decode=False))
+        self._last: tuple[str, Any] = ("", None)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def groups(self) -> list[str]:
+        """The image of every row, for [`GroupedSampler`]."""
+        return list(self.data["image_id"])
+
+    def references(self) -> list[list[str]]:
+        """All answers to every question."""
+        return list(self.data["answers"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.data[index]
+        if item["image_id"] != self._last[0]:
+            self._last = (item["image_id"], decode_image(item["image"], index))
+        return {**item, "image": self._last[1], "answer": most_common_answer(item["answers"])}
+
+
+class QuestionCollator:
+    """Batch questions through the processor; questions about the same picture object share one, where the model can.
+
+    Args:
+        processor (`ProcessorMixin`): Of MaMMUT, or of a model that chats.
+        with_answers (`bool`): Supervise the answers (training), or end where they begin (generation).
+
+    Raises:
+        ValueError: If the processor knows no questions.
+    """
+
+    def __init__(self, processor: ProcessorMixin, with_answers: bool = True):
+        self.processor, self.with_answers = processor, with_answers
+        self.chats = getattr(processor, "chat_template", None) is not None
+        if not self.chats and not hasattr(processor, "question_template"):
+            raise ValueError(
+                f"`processor` is a {type(processor).__name__}, which knows no questions: take a MaMMUT or a VW-LMM checkpoint."
+            )
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> Any:
+        if self.chats:
+            return self._conversations(items)
+        kind = "video" if "video" in items[0] else "image"
+        visuals = list({id(item[kind]): item[kind] for item in items}.values())  # the same object: the same picture
+        position = {id(visual): index for index, visual in enumerate(visuals)}
+        batch = self.processor(
+            **{f"{kind}s": visuals},
+            questions=[item["question"] for item in items],
+            answers=[item["answer"] for item in items] if self.with_answers else None,
+            return_tensors="pt",
+        )
+        batch["image_index"] = torch.tensor([position[id(item[kind])] for item in items])
+        return batch
+
+    def _conversations(self, items: Sequence[dict[str, Any]]) -> Any:
+        """A question without an image is asked of the language model alone."""
+        processor: Any = self.processor
+        images = [[item["image"]] if "image" in item else [] for item in items]
+        turns = [
+            [{"role": "user", "content": f"<image>\n{item['question']}" if "image" in item else item["question"]}]
+            for item in items
+        ]
+        padding = {"padding": True, "return_tensors": "pt"}
+        if self.with_answers:
+            for turn, item in zip(turns, items, strict=True):
+                turn.append({"role": "assistant", "content": item["answer"]})
+            return processor.encode_conversations(turns, images, padding_side="right", **padding)
+        prompts = [processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
+        return processor(images=images if any(images) else None, text=prompts, padding_side="left", **padding)
+
+
+__all__ = [
+    "QuestionCollator",
+    "QuestionDataset",
+    "answer_type_of",
+    "load_questions",
+    "most_common_answer",
+]

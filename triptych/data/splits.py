@@ -1,0 +1,141 @@
+"""The splits of any data set: read from a file, a folder or the Hub, and held out by picture where there is none to evaluate on."""
+
+import random
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import DatasetDict, load_dataset
+
+from triptych.data.pictures import picture_ids
+from triptych.data.statements import STATEMENTS
+
+
+@dataclass
+class DataArguments:
+    """Which data a script reads; scripts add their columns."""
+
+    dataset: str = field(metadata={"help": "A folder, a parquet file, or the name of a Hub data set."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on; held out if it does not exist."})
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of one value stay on one side when a split is held out. Default: those of one picture."
+        },
+    )
+    dataset_license: str | None = field(default=None, metadata={"help": "Licence of your data, for the card."})
+
+    def __post_init__(self) -> None:
+        if self.dataset in STATEMENTS:
+            columns = [each.name for each in fields(self) if each.name.endswith("_column")]
+            names = ["dataset_config", "eval_split", "dataset_license", *columns]
+            refuse_changed(self, names, f"is for data of your own; {self.dataset!r} has one form")
+
+
+def refuse_changed(args: Any, names: Iterable[str], reason: str) -> None:
+    """Refuse arguments that would be ignored.
+
+    Args:
+        args: A dataclass of arguments.
+        names (`Iterable[str]`): Arguments without a meaning beside the others.
+        reason (`str`): Why, for the error.
+
+    Raises:
+        ValueError: If one of them is not at its default.
+    """
+    defaults = {each.name: each.default for each in fields(args)}
+    for name in names:
+        if getattr(args, name) != defaults[name]:
+            raise ValueError(f"`{name}={getattr(args, name)!r}` {reason}.")
+
+
+def _read(name: str, config_name: str | None) -> DatasetDict:
+    path = Path(name)
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise ValueError(f"`dataset` {name!r} is a file of an unknown kind, expected .parquet or a folder.")
+        return load_dataset("parquet", data_files=str(path))
+    if path.is_dir():
+        kind = "parquet" if any(path.rglob("*.parquet")) else "imagefolder"
+        return load_dataset(kind, data_dir=str(path))
+    return load_dataset(name, config_name)
+
+
+def hold_out(data: datasets.Dataset, groups: Sequence[Hashable], fraction: float, seed: int) -> DatasetDict:
+    """Split off rows to evaluate on; rows of one group stay together.
+
+    Args:
+        data (`datasets.Dataset`): Rows.
+        groups (`Sequence`): Of every row, e.g. its picture: what is asked of it in the test must not be known from training.
+        fraction (`float`): Share of the groups that is held out; at least one.
+        seed (`int`): Of the choice.
+
+    Raises:
+        ValueError: If there are fewer than two groups.
+    """
+    distinct = sorted(set(groups), key=str)
+    if len(distinct) < 2:
+        raise ValueError(
+            f"The training split has {len(distinct)} picture; to hold some out, there must be at least two."
+        )
+    count = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
+    chosen = set(random.Random(seed).sample(distinct, count))
+    rows: dict[bool, list[int]] = {False: [], True: []}
+    for row, group in enumerate(groups):
+        rows[group in chosen].append(row)
+    return DatasetDict(train=data.select(rows[False]), test=data.select(rows[True]))
+
+
+def load_splits(
+    name: str,
+    config_name: str | None = None,
+    columns: dict[str, str] | None = None,
+    image_column: str | None = "image",
+    eval_split: str = "test",
+    group_column: str | None = None,
+    eval_fraction: float = 0.05,
+    seed: int = 0,
+) -> DatasetDict:
+    """Load a data set with the splits `train` and `test`.
+
+    Args:
+        name (`str`):
+            A folder of images with `metadata.csv` or `metadata.jsonl`, a folder of parquet files or a single one, or a data set
+            on the Hub.
+        config_name (`str`, *optional*): Configuration of a Hub data set.
+        columns (`dict[str, str]`, *optional*): Columns that must exist, by the argument that named them.
+        image_column (`str`, *optional*): Column with the images. `None`: there need not be any, and single rows are held out.
+        eval_split (`str`): Split to evaluate on. If the data set has none of this name, a fixed share of the training split's
+            groups is held out.
+        group_column (`str`, *optional*): Column whose value says what belongs together. Default: rows of one picture do.
+        eval_fraction (`float`): That share.
+        seed (`int`): Seed of that split.
+
+    Raises:
+        ValueError: If the data set has no training split or lacks a column, or nothing can be held out.
+    """
+    data = _read(name, config_name)
+    if "train" not in data:
+        raise ValueError(f"Data set {name!r} has no split 'train', only {', '.join(sorted(data))}.")
+    wanted = {"image_column": image_column, "group_column": group_column, **(columns or {})}
+    for split in ("train", *({eval_split} & data.keys())):
+        found = data[split].column_names
+        for argument, column in wanted.items():
+            if column is not None and column not in found and (argument != "group_column" or split == "train"):
+                raise ValueError(
+                    f"`{argument}={column!r}` is not a column of {name!r} (split {split!r}); it has {', '.join(found)}."
+                )
+    if eval_split in data:
+        return DatasetDict(train=data["train"], test=data[eval_split])
+    train = data["train"]
+    if group_column is not None:
+        groups = list(train[group_column])
+    else:
+        groups = picture_ids(train, image_column) if image_column is not None else list(range(len(train)))
+    return hold_out(train, groups, eval_fraction, seed)
+
+
+__all__ = ["DataArguments", "hold_out", "load_splits", "refuse_changed"]

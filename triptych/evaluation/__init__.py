@@ -1,0 +1,1 @@
+"""Evaluators of models on data sets, and `evaluate` modules of the metrics they compute."""

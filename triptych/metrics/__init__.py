@@ -1,1 +1,0 @@
-"""Metrics as `evaluate` modules: `evaluate.load("triptych/metrics/vqa_accuracy.py")`, or import the class."""

@@ -1,0 +1,60 @@
+"""Adapters of PEFT around a model."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import PreTrainedModel
+
+
+@dataclass
+class AdapterArguments:
+    """What is added to a model."""
+
+    method: Literal["lora", "dora", "ia3"] = field(default="lora", metadata={"help": "Kind of adapter."})
+    rank: int = field(default=16, metadata={"help": "Rank of LoRA and DoRA."})
+    alpha: int | None = field(default=None, metadata={"help": "Scale of LoRA and DoRA. Default: twice the rank."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA and DoRA."})
+    target_modules: str = field(
+        default="all-linear", metadata={"help": "'all-linear', or the ends of module names, with commas between them."}
+    )
+    load_in: Literal["4bit", "8bit"] | None = field(
+        default=None, metadata={"help": "Quantise the base with bitsandbytes (GPU)."}
+    )
+    base_model_id: str | None = field(
+        default=None, metadata={"help": "The base's name on the Hub, if `model_name_or_path` is a folder."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.method == "ia3" and (self.rank, self.alpha, self.dropout) != (16, None, 0.0):
+            raise ValueError("`rank`, `alpha` and `dropout` belong to LoRA and DoRA, `method` is 'ia3'.")
+
+
+def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PeftModel:
+    """The model with an adapter, which alone is trained."""
+    if args.load_in is not None:
+        model = prepare_model_for_kbit_training(model)
+    # VW-LMM's VM head takes no part in the language loss.
+    exclude = ["vm_head"] if model.config.model_type == "vw_lmm" else None
+    named = args.target_modules != "all-linear"
+    shared: dict[str, Any] = {
+        "target_modules": args.target_modules.split(",") if named else "all-linear",
+        "exclude_modules": exclude,
+    }
+    config: PeftConfig
+    if args.method == "ia3":
+        config = IA3Config(feedforward_modules=[], **shared)
+    else:
+        config = LoraConfig(
+            r=args.rank,
+            lora_alpha=args.alpha or 2 * args.rank,
+            lora_dropout=args.dropout,
+            use_dora=args.method == "dora",
+            **shared,
+        )
+    adapted = get_peft_model(model, config)
+    adapted.print_trainable_parameters()
+    return adapted
+
+
+__all__ = ["AdapterArguments", "add_adapter"]

@@ -1,0 +1,447 @@
+"""The training loop of all scripts in `examples/`. A [`Task`] says what is trained; how is decided here, once, for every one of them."""
+
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import AutoProcessor, ProcessorMixin, get_scheduler
+
+from triptych.data.orders import EpochSampler
+from triptych.hub import publish, save_adapter, save_repository, to_json
+from triptych.modeling.transformers_versions import checkpoint_activations
+from triptych.training.cards import run_facts
+from triptych.training.checkpoints import (
+    keep_adapters_only,
+    latest_checkpoint,
+    load_checkpoint,
+    refuse_old_checkpoints,
+    save_checkpoint,
+)
+from triptych.training.optimization import TrainingState, best_precision, weight_decay_groups
+from triptych.training.training_log import TrainingLog
+
+
+@dataclass
+class RunArguments:
+    """How a script trains; scripts set defaults of their own."""
+
+    output_dir: str = field(metadata={"help": "Where the finished repository and the checkpoints go."})
+    num_epochs: float = field(default=1.0, metadata={"help": "Passes over the training split."})
+    max_steps: int | None = field(default=None, metadata={"help": "Optimiser steps, instead of `num_epochs`."})
+    batch_size: int = field(default=32, metadata={"help": "Rows per process and step."})
+    gradient_accumulation_steps: int = field(
+        default=1,
+        metadata={"help": "Batches per optimiser step. Negatives come from one batch, not from all of them."},
+    )
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = field(
+        default="cosine", metadata={"help": "How the learning rate goes on behind the warm-up."}
+    )
+    warmup_ratio: float = field(default=0.05, metadata={"help": "Share of the steps with a rising learning rate."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Decay of matrices; nothing else decays."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Second moment decay of AdamW."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Average the weights with this decay, and keep the average."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade time for memory."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "sdpa, eager, ... Default: sdpa; eager on a CPU, faster there on short inputs."},
+    )
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = field(
+        default="auto", metadata={"help": "auto: bf16 where the hardware multiplies it natively."}
+    )
+    eval_epochs: float = field(
+        default=1.0,
+        metadata={"help": "Epochs between evaluations; 0.25: four in every epoch; 0: only at the end."},
+    )
+    eval_batch_size: int = field(default=64, metadata={"help": "Rows evaluated at a time."})
+    checkpoint_steps: int = field(default=500, metadata={"help": "Optimiser steps between checkpoints; 0: none."})
+    num_checkpoints: int = field(default=1, metadata={"help": "Checkpoints to keep."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in output_dir, exactly."})
+    num_workers: int = field(default=1, metadata={"help": "Processes that read and prepare rows."})
+    report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ... or none."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Publish the finished repository under this name, owner/name."}
+    )
+    hub_private: bool = field(default=False, metadata={"help": "Create that repository as a private one."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, order and augmentation."})
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_checkpoints"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"`max_steps` must be at least 1, got {self.max_steps}.")
+        if self.hub_private and self.hub_model_id is None:
+            raise ValueError("`hub_private` needs `hub_model_id`: nothing is published without it.")
+
+
+@dataclass
+class Task:
+    """What is trained.
+
+    Args:
+        name (`str`): Of the run in trackers, and of the card's template in `model_cards/runs/`.
+        model (`PreTrainedModel` or `PeftModel`): What is trained, as far as its parameters require gradients.
+        processor (`ProcessorMixin`): Of the model.
+        train_set (`Dataset`): Rows by index. If it has `set_epoch`, it is told the epoch.
+        collator (`Callable`): From rows to the arguments of the model's `forward`; `num_skipped`, if there, is counted.
+        loss_parts (`tuple[str, ...]`): Outputs of the model, or entries of its `loss_dict`, that are logged beside the loss.
+        evaluate (`Callable`, *optional*): From a model, and whether this is the last evaluation, to flat numbers.
+        order (`Sampler`, *optional*): Order of the rows with `set_epoch`. Default: random.
+        learning_rates (`dict[str, float]`, *optional*): Peak rates of modules that have their own, by prefix of their parameters.
+        extra_inputs (`dict`, *optional*): Arguments of `forward` that all batches share.
+        find_unused_parameters (`bool`): Whether the loss leaves trained parameters without a gradient, which DDP must be told.
+        headline (`tuple[str, ...]`): Numbers of an evaluation that are printed.
+        card (`dict`, *optional*): Fields of the card that are known before training, `license` among them.
+        base_model (`str`, *optional*): Where others find what an adapter adapts.
+    """
+
+    name: str
+    model: Any
+    processor: ProcessorMixin
+    train_set: Dataset
+    collator: Callable[[list[Any]], Any]
+    loss_parts: tuple[str, ...]
+    evaluate: Callable[[nn.Module, bool], dict[str, float]] | None = None
+    order: Any = None
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    extra_inputs: dict[str, Any] = field(default_factory=dict)
+    find_unused_parameters: bool = False
+    headline: tuple[str, ...] = ()
+    card: dict[str, Any] = field(default_factory=dict)
+    base_model: str | None = None
+
+
+class Engine:
+    """One run of a script: trains a task, writes what came of it.
+
+    Args:
+        args (`RunArguments`): Of the run. Seeds all generators.
+
+    Raises:
+        ValueError: If `output_dir` holds checkpoints of an earlier run and `resume` is not set, or the other way round.
+    """
+
+    def __init__(self, args: RunArguments):
+        self.args = args
+        self.output_dir = Path(args.output_dir)
+        self.checkpoints = self.output_dir / "checkpoints"
+        self.accelerator = Accelerator(
+            mixed_precision=best_precision() if args.mixed_precision == "auto" else args.mixed_precision,
+            log_with=None if args.report_to == "none" else args.report_to,
+            project_dir=self.output_dir,
+            step_scheduler_with_optimizer=False,
+        )
+        if args.gradient_accumulation_steps > 1 and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError("`gradient_accumulation_steps` must be 1 with DeepSpeed, which has its own.")
+        set_seed(args.seed)
+        self.checkpoint = latest_checkpoint(self.checkpoints) if args.resume else None
+        if self.checkpoint is None:
+            refuse_old_checkpoints(self.checkpoints)
+        self.state = TrainingState()
+        self.model: Any = None
+        self.ema: AveragedModel | None = None
+
+    def restored(self, processor: ProcessorMixin) -> ProcessorMixin:
+        """The processor of the checkpoint that the run goes on from; without one, the one that is given."""
+        return processor if self.checkpoint is None else AutoProcessor.from_pretrained(self.checkpoint / "processor")
+
+    @property
+    def trained(self) -> Any:
+        """The model as it is now, averaged if `ema_decay` asks for it, without what processes wrap around it."""
+        return self.accelerator.unwrap_model(self.model if self.ema is None else self.ema.module)
+
+    def train(self, task: Task) -> None:
+        """Train, from the beginning or from the checkpoint, up to the last step.
+
+        Raises:
+            ValueError: If there are too few rows, the checkpoint is of a run in another order, or the result could not be published.
+            FloatingPointError: If the loss is no number.
+            SystemExit: After a checkpoint, if SIGTERM came.
+        """
+        args, accelerator, state = self.args, self.accelerator, self.state
+        check_publishable(args, task.card, task.base_model)
+        num_rows, rows_per_batch = len(task.train_set), args.batch_size * accelerator.num_processes  # type: ignore[arg-type]
+        if num_rows < rows_per_batch:
+            raise ValueError(
+                f"`batch_size` {args.batch_size} on {accelerator.num_processes} processes needs at least {rows_per_batch} training "
+                f"rows, the data set has {num_rows}."
+            )
+        if task.find_unused_parameters:
+            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+        if args.gradient_checkpointing:
+            checkpoint_activations(task.model)
+        attention = "eager" if accelerator.device.type == "cpu" else "sdpa"
+        task.model.set_attn_implementation(args.attn_implementation or attention)
+
+        self.order = EpochSampler(num_rows, args.seed) if task.order is None else task.order
+        loader = DataLoader(
+            task.train_set,
+            batch_size=args.batch_size,
+            sampler=self.order,
+            drop_last=True,
+            collate_fn=task.collator,
+            num_workers=args.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: the global one belongs to dropout, which a resumed run must continue exactly.
+            generator=torch.Generator().manual_seed(args.seed),
+        )
+        groups = weight_decay_groups(task.model, args.weight_decay, args.learning_rate, task.learning_rates)
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2))
+        self.model, self.optimizer, self.loader = accelerator.prepare(task.model, optimizer, loader)
+        self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
+        self.num_steps = args.max_steps or math.ceil(args.num_epochs * self.steps_per_epoch)
+        warmup = round(args.warmup_ratio * self.num_steps)
+        self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, warmup, self.num_steps)
+        accelerator.register_for_checkpointing(self.scheduler, state)
+        self.scaled = [
+            module
+            for module in self.model.modules()
+            if hasattr(type(module), "clamp_logit_scale") and module.logit_scale.requires_grad
+        ]
+        if args.ema_decay is not None:
+            average = get_ema_multi_avg_fn(args.ema_decay)
+            self.ema = AveragedModel(accelerator.unwrap_model(self.model), multi_avg_fn=average)
+            accelerator.register_for_checkpointing(self.ema)
+        if hasattr(task.model, "peft_config"):
+            keep_adapters_only(accelerator)
+        self.order_facts = {
+            "batch_size": args.batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "number of processes": accelerator.num_processes,
+            "number of training rows": num_rows,
+            "number of steps": self.num_steps,
+            "seed": args.seed,
+        }
+        if self.checkpoint is not None:
+            load_checkpoint(self.checkpoint, accelerator, self.order_facts)
+            accelerator.print(f"Resuming from {self.checkpoint} at step {state.step} of {self.num_steps}.")
+        path = self.output_dir / "training_log.jsonl"
+        self.log = TrainingLog(path, accelerator, state, self.steps_per_epoch, resume=self.checkpoint is not None)
+        plain = (bool, int, float, str)
+        config = {**task.card.get("arguments", {}), **asdict(args)}
+        config = {key: value if isinstance(value, plain) else to_json(value) for key, value in config.items()}
+        accelerator.init_trackers(task.name, config=config)
+
+        progress = tqdm(
+            total=self.num_steps,
+            initial=state.step,
+            desc="train",
+            unit="step",
+            disable=not accelerator.is_main_process,
+        )
+        self.started = time.perf_counter()
+        with _caught_sigterm() as stop, progress:
+            while state.step < self.num_steps:
+                for numbers in self._epoch(task, stop):
+                    progress.update()
+                    progress.set_postfix(loss=f"{numbers['loss']:.3f}", skipped=state.num_skipped)
+        self._count_time()
+
+    def _epoch(self, task: Task, stop: list[int]) -> Iterator[dict[str, float]]:
+        """The steps that are left of the current epoch; numbers of each."""
+        args, accelerator, state = self.args, self.accelerator, self.state
+        self.loader.set_epoch(state.epoch)
+        for each in (self.order, task.train_set):  # accelerate does not reach them behind a resumed, sharded loader
+            if hasattr(each, "set_epoch"):
+                each.set_epoch(state.epoch)
+        num_batches, window = len(self.loader), args.gradient_accumulation_steps
+        if state.batch == num_batches:  # the checkpoint was made behind the last batch
+            state.batch, state.epoch = 0, state.epoch + 1
+            return
+        batches = accelerator.skip_first_batches(self.loader, state.batch) if state.batch else self.loader
+        self.model.train()
+        sums: torch.Tensor | float = 0.0
+        for batch in batches:
+            size = min(window, num_batches - state.batch // window * window)  # the last window may be a short one
+            is_last = (state.batch + 1) % window == 0 or state.batch + 1 == num_batches
+            with nullcontext() if is_last else accelerator.no_sync(self.model):
+                sums = sums + self._backward(task, batch, size, bool(stop))
+            state.batch += 1
+            if not is_last:
+                continue
+            numbers, is_stopping = self._step(task, sums)
+            sums = 0.0
+            yield numbers
+            every = max(1, round(args.eval_epochs * self.steps_per_epoch))
+            if args.eval_epochs and state.step % every == 0 and state.step < self.num_steps:
+                self.evaluate(task, is_last=False)
+                self.model.train()
+            if is_stopping or (args.checkpoint_steps and state.step % args.checkpoint_steps == 0):
+                self._count_time()
+                saved = save_checkpoint(
+                    self.checkpoints, accelerator, task.processor, state.step, args.num_checkpoints, self.order_facts
+                )
+                if is_stopping:
+                    accelerator.print(f"Stopped by SIGTERM; go on with `resume` from {saved}.")
+                    accelerator.end_training()
+                    raise SystemExit(128 + signal.SIGTERM)
+            if state.step == self.num_steps:
+                return
+        state.batch, state.epoch = 0, state.epoch + 1
+
+    def _backward(self, task: Task, batch: Any, size: int, is_stopping: bool) -> torch.Tensor:
+        """Gradients of one batch, a `size`-th of a step. Returns its numbers: signal, skipped rows, loss and parts of the loss."""
+        batch = dict(batch)
+        num_skipped = batch.pop("num_skipped", 0)
+        outputs = self.model(**batch, **task.extra_inputs)
+        self.accelerator.backward(outputs.loss / size)
+        parts = [
+            getattr(outputs, name) if hasattr(outputs, name) else outputs.loss_dict[name] for name in task.loss_parts
+        ]
+        losses = [outputs.loss, *(outputs.loss.new_tensor(math.nan) if part is None else part for part in parts)]
+        means = torch.stack([loss.detach().float().reshape(()) for loss in losses]) / size
+        counts = torch.tensor([float(is_stopping), float(num_skipped)], device=means.device)
+        return torch.cat([counts, means])
+
+    def _step(self, task: Task, sums: torch.Tensor | float) -> tuple[dict[str, float], bool]:
+        """One step of the optimiser. Returns the means over batches and processes, and whether a process was told to stop."""
+        args, accelerator, state = self.args, self.accelerator, self.state
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        scales = {}
+        for module in self.scaled:
+            module.clamp_logit_scale()
+            scales["logit_scale"] = float(module.logit_scale.detach().exp())
+        if self.ema is not None:
+            self.ema.update_parameters(accelerator.unwrap_model(self.model))
+        state.step += 1
+        total = accelerator.reduce(sums, "sum").tolist()  # type: ignore[union-attr]
+        names = ("loss", *(name if name.endswith("_loss") else f"{name}_loss" for name in task.loss_parts))
+        means = {name: value / accelerator.num_processes for name, value in zip(names, total[2:], strict=True)}
+        state.num_skipped += int(total[1])
+        numbers = {
+            **means,
+            "grad_norm": math.nan if norm is None else float(norm),  # DeepSpeed tells it late
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            **scales,
+        }
+        if not math.isfinite(means["loss"]):
+            raise FloatingPointError(f"The loss of step {state.step} is {means['loss']}: {numbers}")
+        self.log.record(numbers)
+        return numbers, total[0] > 0
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.state.seconds += now - self.started
+        self.started = now
+
+    def evaluate(self, task: Task, is_last: bool = True) -> dict[str, float]:
+        """Numbers of the model as it is now, also in the log."""
+        if task.evaluate is None:
+            return {}
+        model = self.model if self.ema is None else self.ema.module
+        results = task.evaluate(model, is_last)
+        self.log.record({f"eval_{name}": value for name, value in results.items()})
+        shown = ", ".join(f"{name} {results[name]:.3f}" for name in task.headline if name in results)
+        self.accelerator.print(f"step {self.state.step}: {shown}")
+        return results
+
+    def state_dict(self) -> dict[str, torch.Tensor] | None:
+        """The weights in one piece where processes have shared them out, else `None`: the model has them."""
+        shared = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.ema is not None or self.accelerator.distributed_type not in shared:
+            return None
+        return self.accelerator.get_state_dict(self.model)
+
+    def finish(self, task: Task, results: dict[str, Any], extra_files: dict[str, Any] | None = None) -> Path | None:
+        """Write the finished repository, and publish it if that was asked; checkpoints go.
+
+        Returns:
+            `Path` or `None`: The repository, on the main process.
+        """
+        accelerator, state_dict = self.accelerator, self.state_dict()
+        if accelerator.is_main_process:
+            card = {"metrics": results, **task.card, "template": f"runs/{task.name}.md", "run": run_facts(self)}
+            parts = (self.trained, task.processor, card, results, extra_files, state_dict, task.base_model)
+            write_repository(self.args, *parts)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return self.output_dir if accelerator.is_main_process else None
+
+
+def write_repository(
+    args: RunArguments,
+    model: Any,
+    processor: ProcessorMixin,
+    card: dict[str, Any],
+    results: dict[str, Any],
+    extra_files: dict[str, Any] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    base_model: str | None = None,
+) -> None:
+    """Write what a run leaves, a model or an adapter, and publish it if that was asked; on the main process.
+
+    Args:
+        args ([`RunArguments`]): Of the run.
+        model, processor: Trained.
+        card (`dict`): Fields of its template; `arguments` among them.
+        results (`dict`): Of the last evaluation.
+        extra_files (`dict`, *optional*), state_dict (`dict`, *optional*): As of [`save_repository`].
+        base_model (`str`, *optional*): As of [`save_adapter`].
+    """
+    arguments = {**card["arguments"], **asdict(args)}
+    files = {"eval_results.json": results, "training_arguments.json": arguments, **(extra_files or {})}
+    if base_model is None:
+        save_repository(args.output_dir, model, processor, card, files, state_dict)
+    else:
+        save_adapter(args.output_dir, model, base_model, card, files)
+    print(json.dumps(results, indent=2))
+    print(f"{card['run']['time']}. The repository is in {args.output_dir}.")
+    if args.hub_model_id is not None:
+        commit = publish(args.output_dir, args.hub_model_id, private=args.hub_private)
+        print(commit.commit_url if commit else "")
+
+
+def check_publishable(args: RunArguments, card: dict[str, Any], base_model: str | None = None) -> None:
+    """Say before the training, not behind it, that the result could not be published.
+
+    Raises:
+        ValueError: If its licence is unknown, or it is an adapter of something that nobody else has.
+    """
+    if args.hub_model_id is None:
+        return
+    if base_model is not None and Path(base_model).exists():
+        raise ValueError(
+            f"`hub_model_id` needs `base_model_id`: {base_model} is a folder here, from which nobody else can load the base."
+        )
+    if card.get("license") is None:
+        raise ValueError(
+            "`hub_model_id` needs a licence for the card: name that of your data with `dataset_license`, and see that the card of the "
+            "checkpoint that the training starts from states one that goes with it."
+        )
+
+
+@contextmanager
+def _caught_sigterm() -> Iterator[list[int]]:
+    """A list that is empty until SIGTERM comes, which schedulers send some time before they kill."""
+    received: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+__all__ = ["Engine", "RunArguments", "Task", "check_publishable", "write_repository"]
