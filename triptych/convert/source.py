@@ -71,12 +71,10 @@ class Source(Mapping[str, torch.Tensor]):
                 self._meta[name] = torch.empty(shape, dtype=dtype, device="meta")
         return self._meta
 
-    def config(self) -> dict | None:
+    def config_file(self) -> Path | None:
         """The JSON configuration beside the weights, if there is one: open_clip's, or `config.json`."""
-        for name in ("open_clip_config.json", "config.json"):
-            if (self.folder / name).is_file():
-                return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        return None
+        paths = [self.folder / name for name in ("open_clip_config.json", "config.json")]
+        return next(filter(Path.is_file, paths), None)
 
     def overlay(self, other: "Source", prefix: str, other_prefix: str) -> None:
         """Take tensors from another checkpoint instead: those whose names begin with `other_prefix` there, and with `prefix` here.
