@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -645,6 +646,12 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, capsys):
             convert("open-clip-coca", fixture, tmp_path / "out", config=str(tmp_path / "half.json"))
     with pytest.raises(ValueError, match="Unknown `layout` 'blip'"):
         convert("blip", fixture, tmp_path / "out")
+    save_file({"a": torch.zeros(1)}, tmp_path / "private.safetensors")
+    (tmp_path / "indexed").mkdir()
+    for name in ("../private.safetensors", str(tmp_path / "private.safetensors"), "absent.safetensors"):
+        (tmp_path / "indexed" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(ValueError, match=f"names '{re.escape(name)}', which is no file of that folder"):
+            Source(str(tmp_path / "indexed"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no weights"):
         Source(str(tmp_path / "empty"))
@@ -749,8 +756,15 @@ def test_checkpoints_on_the_hub(tmp_path):
         )
         server.repositories["someone/model"] = Repository(private=False)
         server.repositories["someone/model"].commit(
-            "main", {"open_clip_pytorch_model.bin": weights, "open_clip_config.json": wrapped}
+            "main",
+            {
+                "open_clip_pytorch_model.bin": weights,
+                "open_clip_config.json": wrapped,
+                **dict.fromkeys(("epoch_1.pt", "epoch_2.pt", "runs/epoch_1.pt"), server.store(b"not wanted")),
+            },
         )
+        server.repositories["someone/many"] = Repository(private=False)
+        server.repositories["someone/many"].commit("main", {"epoch_1.pt": weights, "epoch_2.pt": weights})
         hub = {
             "HF_ENDPOINT": server.url,
             "HF_HOME": str(tmp_path / "home"),
@@ -777,6 +791,16 @@ def test_checkpoints_on_the_hub(tmp_path):
             )  # fmt: skip
             assert result.returncode == 0, result.stderr
             assert "image_features" in result.stdout
+        result = subprocess.run(
+            [*command, "someone/many", "three"], cwd=tmp_path, env={**os.environ, **hub}, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        assert result.returncode == 2
+        assert "several weights that no index joins (epoch_1.pt, epoch_2.pt): name one" in " ".join(
+            result.stderr.split()
+        )
+    fetched = {path.name for path in (tmp_path / "home" / "hub").glob("models--someone--m*/snapshots/*/*")}
+    assert fetched == {"open_clip_pytorch_model.bin", "open_clip_config.json"}
     cards = [(tmp_path / folder / "README.md").read_text() for folder in ("one", "two")]
     assert "Converted from `someone/runs/first run/epoch_1.pt`" in cards[0]
     assert "Converted from `someone/model`" in cards[1]
