@@ -43,7 +43,8 @@ class GrrCocaVisionConfig(PreTrainedConfig):
         patch_size (`int`, defaults to 16): Height and width of a patch, in pixels.
         norm_type (`"rmsnorm"` or `"layernorm"`): Normalisation of blocks and poolers. GRR-CoCa: RMSNorm.
         norm_eps (`float`, defaults to 1e-6): Added to the variance. Open in the paper.
-        mlp_type (`"geglu"` or `"gelu"`): Gated or plain feed-forward layer, exact (erf) GELU. GRR-CoCa: GEGLU.
+        mlp_type (`"geglu"`, `"gelu"` or `"quick_gelu"`):
+            Gated or plain feed-forward layer with exact (erf) GELU, or plain with OpenAI's approximation. GRR-CoCa: GEGLU.
         mlp_bias (`bool`, defaults to `True`): Biases in the feed-forward layers. Open in the paper.
         attention_bias (`bool`, defaults to `True`): Biases of the query, key, value and output projections.
         position_embedding_type (`"rope_1d"`, `"rope_2d"` or `"learned"`):
@@ -82,7 +83,7 @@ class GrrCocaVisionConfig(PreTrainedConfig):
     patch_size: int = 16
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-6
-    mlp_type: Literal["geglu", "gelu"] = "geglu"
+    mlp_type: Literal["geglu", "gelu", "quick_gelu"] = "geglu"
     mlp_bias: bool = True
     attention_bias: bool = True
     position_embedding_type: Literal["rope_1d", "rope_2d", "learned"] = "rope_1d"
@@ -167,7 +168,7 @@ class GrrCocaTextConfig(PreTrainedConfig):
     max_position_embeddings: int = 76
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-6
-    mlp_type: Literal["geglu", "gelu"] = "geglu"
+    mlp_type: Literal["geglu", "gelu", "quick_gelu"] = "geglu"
     mlp_bias: bool = True
     attention_bias: bool = True
     position_embedding_type: Literal["rope_1d", "learned"] = "rope_1d"

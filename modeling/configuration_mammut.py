@@ -37,7 +37,8 @@ class MammutVisionConfig(PreTrainedConfig):
         patch_size (`int`, defaults to 16): Height and width of a patch, in pixels. Not printed in the paper.
         norm_type (`"layernorm"` or `"rmsnorm"`): Normalisation.
         norm_eps (`float`, defaults to 1e-5): Added to the variance.
-        mlp_type (`"gelu"` or `"geglu"`): Plain or gated feed-forward layer, exact (erf) GELU.
+        mlp_type (`"gelu"`, `"geglu"` or `"quick_gelu"`):
+            Plain or gated feed-forward layer with exact (erf) GELU, or plain with OpenAI's approximation.
         mlp_bias, attention_bias (`bool`, defaults to `True`): Biases of feed-forward and attention projections.
         use_cls_token (`bool`, defaults to `False`): Prepend a class token. Not printed in the paper; LAION has one.
         pre_layernorm (`bool`, defaults to `False`): Normalise embeddings before the first block (LAION).
@@ -80,7 +81,7 @@ class MammutVisionConfig(PreTrainedConfig):
     patch_size: int = 16
     norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
-    mlp_type: Literal["gelu", "geglu"] = "gelu"
+    mlp_type: Literal["gelu", "geglu", "quick_gelu"] = "gelu"
     mlp_bias: bool = True
     attention_bias: bool = True
     use_cls_token: bool = False
@@ -182,7 +183,7 @@ class MammutTextConfig(PreTrainedConfig):
     bidirectional_prefix: bool = False
     norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
-    mlp_type: Literal["gelu", "geglu"] = "gelu"
+    mlp_type: Literal["gelu", "geglu", "quick_gelu"] = "gelu"
     mlp_bias: bool = True
     attention_bias: bool = True
     use_cache: bool = True

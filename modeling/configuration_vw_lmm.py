@@ -40,7 +40,7 @@ class VwLmmConfig(CompositeConfig):
             distributions may then collapse onto one another.
         visual_loss_temperature (`float`, defaults to 1.0):
             Divides the logits of both distributions inside the loss. Not part of the released model.
-        tie_word_embeddings (`bool`, defaults to `False`): The LM head is the token embedding. Taken over from `text_config`.
+        tie_word_embeddings (`bool`, *optional*): The LM head is the token embedding. Default: as `text_config` says.
     """
 
     model_type = "vw_lmm"
@@ -60,7 +60,7 @@ class VwLmmConfig(CompositeConfig):
     visual_loss_weight: float | int = 1.0
     detach_visual_target: bool = False
     visual_loss_temperature: float | int = 1.0
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
         for name, model_type in (("vision_config", "clip_vision_model"), ("text_config", "llama")):
@@ -70,9 +70,9 @@ class VwLmmConfig(CompositeConfig):
             self.vision_config = own_tower_config(self.vision_config) or self.vision_config
         super().__post_init__(**kwargs)
         # The class that ties reads this configuration; language models say it in theirs.
-        self.tie_word_embeddings = self.tie_word_embeddings or bool(
-            getattr(self.text_config, "tie_word_embeddings", False)
-        )
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        self.text_config.tie_word_embeddings = self.tie_word_embeddings
         if self.image_seq_length is None:
             self.image_seq_length = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -20,15 +21,16 @@ def build_norm(config, hidden_size: int | None = None) -> nn.Module:
 
 
 class PlainFeedForward(nn.Module):
-    """Linear, exact GELU, linear: the feed-forward layer of the original ViT and CoCa."""
+    """Linear, GELU (exact, or OpenAI's approximation "quick_gelu"), linear: the feed-forward layer of the original ViT and CoCa."""
 
     def __init__(self, config):
         super().__init__()
+        self.activation = ACT2FN[config.mlp_type]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
+        return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
 class GatedFeedForward(nn.Module):

@@ -28,7 +28,7 @@ def close(a: torch.Tensor, b: torch.Tensor, atol: float) -> None:
 @torch.no_grad()
 def test_parity_with_laion(name, attn_implementation):
     folder = FIXTURES / name
-    config = convert_config(json.loads((folder / "config.json").read_text()), bos_token_id=510, eos_token_id=511)
+    config = convert_config(json.loads((folder / "config.json").read_text()))
     model = MammutForConditionalGeneration._from_config(config, attn_implementation=attn_implementation).eval()
     original = load_file(folder / "original_state_dict.safetensors")
     model.load_state_dict(converted(original, OPENMAMMUT.origins(model.state_dict())))

@@ -470,6 +470,17 @@ def test_assembled_with_tied_embeddings(tmp_path):
     assert model.vm_head.weight is not model.lm_head.weight
 
 
+def test_tied_embeddings_can_be_untied(tmp_path):
+    tied = {**tiny_vw_lmm_config().text_config.to_dict(), "tie_word_embeddings": True}
+    config = VwLmmConfig.from_dict(
+        {**tiny_vw_lmm_config().to_dict(), "text_config": tied, "tie_word_embeddings": False}
+    )
+    VwLmmForCausalLM(config).save_pretrained(tmp_path)
+    model = VwLmmForCausalLM.from_pretrained(tmp_path)
+    assert model.config.tie_word_embeddings is False
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
+
+
 def test_fresh_weights_are_initialised():
     torch.manual_seed(0)
     config = tiny_vw_lmm_config()

@@ -332,7 +332,7 @@ def convert(
     try:
         if dry_run:
             chosen, stored = conversion.LAYOUTS[layout], conversion.open_source(layout, source, vision)
-            found = conversion.find_config(chosen, stored, preset, None if config is None else str(config), pif)
+            found, _ = conversion.find_config(chosen, stored, preset, None if config is None else str(config), pif)
             model = conversion.empty_model(chosen, found)
             conversion.check(chosen, model, stored)
             for name, origin in chosen.origins(model.state_dict()).items():

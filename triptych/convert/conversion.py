@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, split_torch_state_dict_into_shards
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import (
@@ -24,12 +25,12 @@ from transformers import (
     ProcessorMixin,
 )
 
-from triptych.convert import open_clip_coca, openmammut, vw_lmm
+from triptych.convert import open_clip_coca, open_clip_layout, openmammut, vw_lmm
 from triptych.convert.origin import Origin, exported
 from triptych.convert.source import Source
 from triptych.hub import staged
-from triptych.modeling.configuration_grr_coca import GRR_COCA_PRESETS, GrrCocaConfig
-from triptych.modeling.configuration_mammut import MAMMUT_PRESETS, MammutConfig
+from triptych.modeling.configuration_grr_coca import GRR_COCA_PRESETS
+from triptych.modeling.configuration_mammut import MAMMUT_PRESETS
 from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
 from triptych.modeling.modeling_grr_coca import GrrCocaForConditionalGeneration
 from triptych.modeling.modeling_mammut import MammutForConditionalGeneration
@@ -49,70 +50,66 @@ class Layout:
     Args:
         title (`str`): Whose they are.
         card (`str`): Card in `model_cards/`.
-        config_class, model_class, processor_class (`type`): Ours.
+        model_class, processor_class (`type`): Ours.
         presets (`tuple`): Our presets with such a layout.
         convert_config (`Callable`): Their JSON to our configuration.
+        image_options (`Callable`): Their JSON to options of an image processor.
         origins (`Callable`): Names of our parameters to their places.
         is_unused (`Callable`): Whether a foreign tensor is nowhere used.
-        marker (`str`): A key that their JSON has.
     """
 
     title: str
     card: str
-    config_class: type[PreTrainedConfig]
     model_class: type[PreTrainedModel]
     processor_class: type[ProcessorMixin]
     presets: tuple[str, ...]
     convert_config: Callable[..., PreTrainedConfig]
+    image_options: Callable[[dict], dict[str, Any]]
     origins: Callable[[Iterable[str]], dict[str, Origin]]
     is_unused: Callable[[str], bool]
-    marker: str
 
 
 LAYOUTS = {
     "open-clip-coca": Layout(
         title="open_clip's CoCa",
         card="coca-open-clip",
-        config_class=GrrCocaConfig,
         model_class=GrrCocaForConditionalGeneration,
         processor_class=GrrCocaProcessor,
         presets=tuple(name for name in GRR_COCA_PRESETS if name.startswith("coca-vit")),
         convert_config=open_clip_coca.convert_config,
+        image_options=open_clip_layout.image_options,
         origins=open_clip_coca.COCA.origins,
         is_unused=open_clip_coca.COCA.ignored.__contains__,
-        marker="multimodal_cfg",
     ),
     "open-mammut": Layout(
         title="LAION's openMaMMUT",
         card="openmammut",
-        config_class=MammutConfig,
         model_class=MammutForConditionalGeneration,
         processor_class=MammutProcessor,
         presets=tuple(name for name in MAMMUT_PRESETS if name.startswith("openmammut")),
         convert_config=openmammut.convert_config,
+        image_options=open_clip_layout.image_options,
         origins=openmammut.OPENMAMMUT.origins,
         is_unused=openmammut.OPENMAMMUT.ignored.__contains__,
-        marker="text_cfg",
     ),
     "vw-lmm": Layout(
         title="the VW-LMM of its authors",
         card="vw-lmm-vicuna",
-        config_class=VwLmmConfig,
         model_class=VwLmmForCausalLM,
         processor_class=VwLmmProcessor,
         presets=tuple(name for name in VW_LMM_PRESETS if name.endswith(("7b", "pif"))),
         convert_config=vw_lmm.convert_config,
+        image_options=vw_lmm.image_options,
         origins=vw_lmm.origins,
         is_unused=vw_lmm.is_buffer,
-        marker="mm_vision_select_layer",
     ),
 }
 
 
 def find_config(
     layout: Layout, source: Source, preset: str | None = None, config: str | None = None, pif: bool | None = None
-) -> PreTrainedConfig:
-    """Our configuration of a foreign checkpoint.
+) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """Our configuration of a foreign checkpoint, and options of its image processor.
 
     Args:
         layout, source: What is converted.
@@ -121,33 +118,35 @@ def find_config(
         pif (`bool`, *optional*): Of VW-LMM: pseudo image features. Default: what the source's name says.
 
     Raises:
-        ValueError: If there is no configuration; the preset that fits best is named.
+        ValueError: If there is no configuration; the preset that fits best is named. If it has a key that we do not know, or a value
+            that our models cannot do.
     """
     if preset is not None and config is not None:
         raise ValueError("Pass either `preset` or `config`, got both.")
     if pif is None:
         pif = "pif" in Path(source.location).name.lower()
     if preset is not None:
-        found = layout.config_class.from_preset(preset)  # type: ignore[attr-defined]
+        found = layout.model_class.config_class.from_preset(preset)  # type: ignore[union-attr]
         if isinstance(found, VwLmmConfig):
             found.pseudo_image_features = pif or found.pseudo_image_features
-        return fit_image_size(found, source)
-    content = _read_config(config) if config is not None else source.config()
-    content = (content or {}).get("model_cfg", content)
-    if content is None or layout.marker not in content:
-        where = config or f"{source.folder} holds none"
+        return fit_image_size(found, source), {}
+    path = config or source.config_file()
+    content = _read_config(path) if path else {}
+    extra = {"pseudo_image_features": pif} if layout.model_class.config_class is VwLmmConfig else {}
+    try:
+        found = layout.convert_config(content.get("model_cfg", content), **extra)
+        return fit_image_size(found, source), layout.image_options(content)
+    except (StrictDataclassError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} describes no model of ours: {error}") from error
+    except KeyError as error:
+        where = f"{path} lacks {error}" if path else f"{source.folder} holds none"
         raise ValueError(
             f"The configuration of {layout.title} is missing ({where}). Pass `config`, its JSON file, or `preset`; the one that "
             f"fits best is {nearest_preset(layout, source)!r}."
-        )
-    extra = {"pseudo_image_features": pif} if layout.config_class is VwLmmConfig else {}
-    try:
-        return fit_image_size(layout.convert_config(content, **extra), source)
-    except KeyError as error:
-        raise ValueError(f"The configuration of {layout.title} ({config or source.folder}) lacks {error}.") from error
+        ) from error
 
 
-def _read_config(config: str) -> dict:
+def _read_config(config: str | Path) -> dict:
     try:
         content = json.loads(Path(config).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -203,7 +202,7 @@ def nearest_preset(layout: Layout, source: Source) -> str:
     """The preset with the fewest differences."""
 
     def distance(name: str) -> int:
-        config = layout.config_class.from_preset(name)  # type: ignore[attr-defined]
+        config = layout.model_class.config_class.from_preset(name)  # type: ignore[union-attr]
         return len(differences(layout, empty_model(layout, fit_image_size(config, source)), source))
 
     return min(layout.presets, key=distance)
@@ -224,10 +223,13 @@ def check(layout: Layout, model: PreTrainedModel, source: Source) -> None:
         )
 
 
-def make_processor(layout: Layout, config: Any, source: Source, tokenizer: str | None) -> ProcessorMixin:
+def make_processor(
+    layout: Layout, config: Any, source: Source, tokenizer: str | None, image_options: dict[str, Any]
+) -> ProcessorMixin:
     """The processor that the checkpoint was trained with.
 
     Args:
+        layout, config, source, image_options: What is converted; see [`find_config`].
         tokenizer (`str`, *optional*): Folder or Hub name. Default: CLIP's, or of VW-LMM the one beside the weights.
 
     Raises:
@@ -235,12 +237,13 @@ def make_processor(layout: Layout, config: Any, source: Source, tokenizer: str |
     """
     size = config.vision_config.image_size
     square: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-    if layout.config_class is VwLmmConfig:
+    square |= image_options
+    if layout.model_class.config_class is VwLmmConfig:
         text: Any = AutoTokenizer.from_pretrained(tokenizer or str(source.folder))
         text.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
         template = "mistral" if config.text_config.model_type == "mistral" else "vicuna_v1"
         processor = VwLmmProcessor(
-            LlavaImageProcessor(**square, do_pad=True), text, template, image_seq_length=config.image_seq_length
+            LlavaImageProcessor(**{"do_pad": True, **square}), text, template, image_seq_length=config.image_seq_length
         )
         expected = {"image_token_id": config.image_token_id}
         found = {"image_token_id": processor.image_token_id}
@@ -303,9 +306,10 @@ def convert(
     """
     stored = open_source(layout, source, vision)
     chosen = LAYOUTS[layout]
-    model = empty_model(chosen, find_config(chosen, stored, preset, config, pif))
+    found, image_options = find_config(chosen, stored, preset, config, pif)
+    model = empty_model(chosen, found)
     check(chosen, model, stored)
-    processor = make_processor(chosen, model.config, stored, tokenizer) if with_processor else None
+    processor = make_processor(chosen, model.config, stored, tokenizer, image_options) if with_processor else None
     origins, meta = chosen.origins(model.state_dict()), stored.meta()
     ours = {name: origin.take(meta[origin.key]) for name, origin in origins.items()}
     shards = split_torch_state_dict_into_shards(
@@ -353,7 +357,7 @@ def _save_without_weights(model: PreTrainedModel, folder: Path) -> None:
 
 def _write_card(layout: Layout, model: Any, source: Source, folder: Path) -> None:
     name = layout.card
-    if layout.config_class is VwLmmConfig:
+    if layout.model_class.config_class is VwLmmConfig:
         name = "vw-lmm-pif" if model.config.pseudo_image_features else name
         name = "vw-lmm-mistral" if model.config.text_config.model_type == "mistral" else name
     card = ModelCard(files("triptych.model_cards").joinpath(f"{name}.md").read_text(encoding="utf-8"))

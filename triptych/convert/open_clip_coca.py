@@ -3,6 +3,8 @@
 Only names and shapes are translated; `docs/grr_coca.md` says how the layouts differ.
 """
 
+from triptych.convert import open_clip_layout as shared
+from triptych.convert.foreign_keys import UNREAD, read_keys
 from triptych.convert.open_clip_layout import OpenClipLayout
 from triptych.modeling.configuration_grr_coca import GrrCocaConfig
 
@@ -47,44 +49,37 @@ COCA = OpenClipLayout(
 )
 
 
-def convert_config(
-    config: dict, pad_token_id: int = 0, bos_token_id: int | None = None, eos_token_id: int | None = None
-) -> GrrCocaConfig:
-    """Translate an open_clip model configuration (the content of its JSON file).
+_MODEL = {**shared.MODEL_KEYS, "multimodal_cfg": []}
+_VISION = {**shared.VISION_KEYS, "attentional_pool": [False, False, True]}
+_TEXT = {**shared.TEXT_KEYS, "embed_cls": [False, True], "pad_id": [0], "bos_id": [None], "eos_id": [None]}
+# The decoder takes them from the text tower, or never looks.
+_OF_TEXT = ["context_length", "vocab_size", "output_tokens", "embed_cls", "pad_id", "bos_id", "eos_id"]
+
+
+def convert_config(config: dict) -> GrrCocaConfig:
+    """Translate an open_clip model configuration (the content of its JSON file); for errors see [`read_keys`].
 
     Args:
         config (`dict`): With `embed_dim`, `vision_cfg`, `text_cfg`, `multimodal_cfg`.
-        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): Default: 0 and the last two, those of CLIP's tokenizer as open_clip uses it.
     """
-    vision, text, multimodal = config["vision_cfg"], config["text_cfg"], config["multimodal_cfg"]
-    has_pooler = bool(vision.get("attentional_pool", False))
-    heads = vision["width"] // vision.get("head_width", 64)
+    model, vision, text, vision_fields, text_fields = shared.read_towers(config, _MODEL, _VISION, _TEXT)
+    same = {"width": [512, text["width"]], "heads": [8, text["heads"]], **dict.fromkeys(_OF_TEXT, UNREAD)}
+    multimodal = read_keys("multimodal_cfg.", model["multimodal_cfg"], {**_TEXT, **same})
+    has_pooler = vision["attentional_pool"]
     return GrrCocaConfig.from_preset(
         "coca-vit-b-32",
-        projection_dim=config["embed_dim"],
+        projection_dim=model["embed_dim"],
         vision_config={
-            "hidden_size": vision["width"],
-            "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4)),
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": heads,
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
+            **vision_fields,
             "pooler_type": "open_clip" if has_pooler else "class_token",
-            "num_pooler_heads": vision.get("attn_pooler_heads", 8) if has_pooler else heads,
-            "num_caption_queries": vision.get("attn_pooler_queries", 256),
-            "pooler_hidden_size": config["embed_dim"] if has_pooler else vision["width"],
+            "num_pooler_heads": vision["attn_pooler_heads"] if has_pooler else vision_fields["num_attention_heads"],
+            "num_caption_queries": vision["attn_pooler_queries"],
+            "pooler_hidden_size": model["embed_dim"] if has_pooler else vision["width"],
         },
         text_config={
-            "vocab_size": text["vocab_size"],
-            "hidden_size": text["width"],
-            "intermediate_size": 4 * text["width"],
+            **text_fields,
             "num_unimodal_layers": text["layers"],
             "num_multimodal_layers": multimodal["layers"],
-            "num_attention_heads": text["heads"],
-            "max_position_embeddings": text["context_length"],
-            "pad_token_id": pad_token_id,
-            "bos_token_id": text["vocab_size"] - 2 if bos_token_id is None else bos_token_id,
-            "eos_token_id": text["vocab_size"] - 1 if eos_token_id is None else eos_token_id,
         },
     )
 

@@ -3,6 +3,8 @@
 Only names and shapes are translated; `docs/mammut.md` says how the layout differs from the paper's.
 """
 
+from triptych.convert import open_clip_layout as shared
+from triptych.convert.foreign_keys import UNREAD
 from triptych.convert.open_clip_layout import OpenClipLayout
 from triptych.modeling.configuration_mammut import MammutConfig
 
@@ -34,38 +36,30 @@ OPENMAMMUT = OpenClipLayout(
 )
 
 
-def convert_config(
-    config: dict, pad_token_id: int = 0, bos_token_id: int | None = None, eos_token_id: int | None = None
-) -> MammutConfig:
-    """Translate a model configuration of LAION's fork (the content of its JSON file).
+_MODEL = {**shared.MODEL_KEYS, "init_logit_bias": UNREAD}
+_VISION = {**shared.VISION_KEYS, "pool_type": ["tok", "avg_all"], "final_ln_after_pool": [False]}
+_VISION |= dict.fromkeys(["attn_pooler_queries", "attn_pooler_heads"], UNREAD)
+_TEXT = {**shared.TEXT_KEYS, "cross_attn_ratio": [1], "has_mlp": [True], "does_full_decoding": [False, True]}
+
+
+def convert_config(config: dict) -> MammutConfig:
+    """Translate a model configuration of LAION's fork (the content of its JSON file); for errors see [`read_keys`].
 
     Args:
         config (`dict`): With `embed_dim`, `vision_cfg`, `text_cfg`.
-        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): Default: 0 and the last two, those of CLIP's tokenizer as the fork uses it.
     """
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    model, vision, text, vision_fields, text_fields = shared.read_towers(config, _MODEL, _VISION, _TEXT)
+    if model["embed_dim"] != text["width"]:  # the mean of the text states is the text embedding
+        raise ValueError(f"`embed_dim` is {model['embed_dim']}, expected `text_cfg.width`, {text['width']}.")
+    normed = not vision["final_ln_after_pool"]
     return MammutConfig.from_preset(
         "openmammut-vit-l-14",
-        vision_config={
-            "hidden_size": vision["width"],
-            "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4)),
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-        },
+        vision_config={**vision_fields, "norm_before_pool": normed, "norm_decoder_tokens": normed},
         text_config={
-            "vocab_size": text["vocab_size"],
-            "hidden_size": text["width"],
-            "intermediate_size": 4 * text["width"],
+            **text_fields,
             "num_hidden_layers": text["layers"],
-            "num_attention_heads": text["heads"],
-            "max_position_embeddings": text["context_length"],
-            "cross_attn_every": text.get("cross_attn_ratio", 1),
-            "self_mlp_at_cross": text.get("has_mlp", True),
-            "pad_token_id": pad_token_id,
-            "bos_token_id": text["vocab_size"] - 2 if bos_token_id is None else bos_token_id,
-            "eos_token_id": text["vocab_size"] - 1 if eos_token_id is None else eos_token_id,
+            "cross_attn_every": text["layers"] // (text["layers"] // text["cross_attn_ratio"]),
+            "self_mlp_at_cross": text["has_mlp"],
         },
     )
 

@@ -2,17 +2,18 @@
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 from transformers.modeling_utils import str_to_torch_dtype
 
 
-_PATTERNS = ["*.safetensors", "*.bin", "*.pt", "*.json", "*.model", "merges.txt"]
+_OTHERS = (".json", ".model", "merges.txt")  # configurations and tokenizers
 _PICKLES = (".bin", ".pt", ".pth")
 
 
@@ -33,14 +34,14 @@ class Source(Mapping[str, torch.Tensor]):
         if not path.exists():
             owner, name, *inside = location.split("/") if location.count("/") else (location, "")
             try:
-                if inside:
-                    path = Path(hf_hub_download(f"{owner}/{name}", "/".join(inside)))
-                else:
-                    path = Path(snapshot_download(location, allow_patterns=_PATTERNS))
+                path = Path(hf_hub_download(f"{owner}/{name}", "/".join(inside))) if inside else _download(location)
             except HFValidationError as error:
                 raise ValueError(f"{location!r} is neither a file, a folder, nor 'owner/name' on the Hub.") from error
         self.folder = path if path.is_dir() else path.parent
-        self.files = _weights_in(path) if path.is_dir() else [path]
+        self.files = [path]
+        if path.is_dir():
+            names = [file.name for file in path.iterdir() if file.is_file()]
+            self.files = [path / name for name in _weights_among(names, path.joinpath, location)]
         self._meta: dict[str, torch.Tensor] | None = None
         self._pickles: dict[Path, dict[str, torch.Tensor]] = {}
         self._where: dict[str, tuple[Path, str]] = {}  # name -> file, its key there
@@ -71,12 +72,10 @@ class Source(Mapping[str, torch.Tensor]):
                 self._meta[name] = torch.empty(shape, dtype=dtype, device="meta")
         return self._meta
 
-    def config(self) -> dict | None:
+    def config_file(self) -> Path | None:
         """The JSON configuration beside the weights, if there is one: open_clip's, or `config.json`."""
-        for name in ("open_clip_config.json", "config.json"):
-            if (self.folder / name).is_file():
-                return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        return None
+        paths = [self.folder / name for name in ("open_clip_config.json", "config.json")]
+        return next(filter(Path.is_file, paths), None)
 
     def overlay(self, other: "Source", prefix: str, other_prefix: str) -> None:
         """Take tensors from another checkpoint instead: those whose names begin with `other_prefix` there, and with `prefix` here.
@@ -140,22 +139,34 @@ def _form(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:
     return tuple(tensor.shape), tensor.dtype
 
 
-def _weights_in(folder: Path) -> list[Path]:
-    """The files of a folder that hold the weights."""
-    for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := [name for name in sorted(names) if not (folder / name).is_file()]:
-            raise ValueError(f"{index} names {missing[0]}, which is not there.")
-        return [folder / name for name in sorted(names)]
+def _download(repository: str) -> Path:
+    """The folder of a repository on the Hub with one checkpoint, and no other of the many that it may hold."""
+    if HF_HUB_OFFLINE:
+        return Path(snapshot_download(repository))
+    names = [name for name in HfApi().list_repo_files(repository) if "/" not in name]
+    weights = _weights_among(names, lambda name: Path(hf_hub_download(repository, name)), repository)
+    return Path(
+        snapshot_download(repository, allow_patterns=[*weights, *(name for name in names if name.endswith(_OTHERS))])
+    )
+
+
+def _weights_among(names: list[str], fetch: Callable[[str], Path], place: str) -> list[str]:
+    """The files of a folder that hold the weights; `fetch` gives the path of one."""
+    indices = sorted(name for name in names if name.endswith((".safetensors.index.json", ".bin.index.json")))
+    for index in sorted(indices, key=lambda name: ".bin." in name):
+        shards = sorted(set(json.loads(fetch(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        if strange := [name for name in shards if name not in names]:
+            raise ValueError(f"{index} of {place} names {strange[0]!r}, which is no file of that folder.")
+        return shards
     for suffixes in ((".safetensors",), _PICKLES):
-        found = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
-        usual = [path for path in found if "model" in path.stem]
+        found = sorted(name for name in names if name.endswith(suffixes))
+        usual = [name for name in found if "model" in Path(name).stem]
         if len(usual or found) == 1:
             return usual or found
         if found:
-            listed = ", ".join(path.name for path in found)
-            raise ValueError(f"{folder} holds several weights that no index joins ({listed}): name one of the files.")
-    raise ValueError(f"{folder} holds no weights: no .safetensors, .bin or .pt.")
+            listed = ", ".join(found)
+            raise ValueError(f"{place} holds several weights that no index joins ({listed}): name one of the files.")
+    raise ValueError(f"{place} holds no weights: no .safetensors, .bin or .pt.")
 
 
 __all__ = ["Source"]
