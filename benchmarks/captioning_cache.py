@@ -9,13 +9,13 @@ from functools import partial
 import torch
 
 from timing import median_seconds
-from triptych import GRR_COCA_PRESETS, GrrCocaConfig, GrrCocaForConditionalGeneration
+from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration
 from triptych.hub import describe_machine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="grr-coca-tiny", choices=sorted(GRR_COCA_PRESETS))
+    parser.add_argument("--preset", default="grr-coca-tiny", choices=sorted(GrrCocaConfig.presets()))
     parser.add_argument("--num_images", type=int, default=8)
     parser.add_argument("--new_tokens", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5, help="the median of so many runs counts")

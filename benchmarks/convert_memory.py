@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from triptych import VW_LMM_PRESETS, VwLmmConfig
+from triptych import VwLmmConfig
 from triptych.convert.conversion import LAYOUTS, convert, empty_model
 
 
 def write_source(folder: Path, num_layers: int) -> int:
     """A checkpoint as its authors store it: bf16, two pickles, flat configuration. Returns its bytes."""
-    text = {**VW_LMM_PRESETS["vw-lmm-vicuna-7b"]["text_config"], "num_hidden_layers": num_layers}
+    text = {**VwLmmConfig.presets()["vw-lmm-vicuna-7b"]["text_config"], "num_hidden_layers": num_layers}
     layout = LAYOUTS["vw-lmm"]
     model = empty_model(
         layout, VwLmmConfig.from_preset("vw-lmm-vicuna-7b", text_config={"num_hidden_layers": num_layers})

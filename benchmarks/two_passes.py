@@ -8,13 +8,13 @@ import argparse
 import torch
 
 from timing import median_seconds
-from triptych import MAMMUT_PRESETS, MammutConfig, MammutForConditionalGeneration, MammutVisionModel
+from triptych import MammutConfig, MammutForConditionalGeneration, MammutVisionModel
 from triptych.hub import describe_machine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="mammut-tiny", choices=sorted(MAMMUT_PRESETS))
+    parser.add_argument("--preset", default="mammut-tiny", choices=sorted(MammutConfig.presets()))
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument(
         "--text_length", type=int, default=16, help="tokens per caption, as captions of a few words have"

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from timing import median_seconds
-from triptych import VW_LMM_PRESETS, VwLmmConfig, VwLmmForCausalLM
+from triptych import VwLmmConfig, VwLmmForCausalLM
 from triptych.hub import describe_machine
 from triptych.modeling.losses import visual_modeling_loss
 
@@ -35,7 +35,7 @@ def pair(
     preset: str, vision: dict | None = None, **text_fields
 ) -> tuple[VwLmmForCausalLM, LlavaForConditionalGeneration]:
     """VW-LMM in its last stage, and Llava of the same parts; towers frozen."""
-    fields = VW_LMM_PRESETS[preset]
+    fields = VwLmmConfig.presets()[preset]
     config = VwLmmConfig(
         vision_config=vision or fields["vision_config"],
         text_config={**fields["text_config"], **text_fields},

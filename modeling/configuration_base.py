@@ -1,7 +1,9 @@
 """What the configurations of this package share: parts of their own, presets by name, and checks of sizes."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -42,6 +44,31 @@ class CompositeConfig(PreTrainedConfig):
             setattr(self, name, build(**(fields or {})))
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, Any]]:
+        """Fields of every preset by its name: what `presets/<model type>.yaml` says. Empty in a checkpoint, which carries no presets."""
+        path = Path(__file__).parent / "presets" / f"{cls.model_type}.yaml"
+        if not path.exists():
+            return {}
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {name: fields for name, fields in found.items() if not name.startswith(".")}  # .name: a part of some
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "CompositeConfig":
+        """Build the configuration of a named preset.
+
+        Args:
+            name (`str`): One of [`CompositeConfig.presets`].
+            overrides: Fields to change; dicts of parts are merged into the preset's.
+
+        Raises:
+            ValueError: If no preset has this name, or an override is not a field of the configuration.
+        """
+        presets = cls.presets()
+        if name not in presets:
+            raise ValueError(f"Unknown preset {name!r}. Available: {', '.join(sorted(presets))}.")
+        return cls(**merge_fields(cls, presets[name], overrides))
+
     def to_diff_dict(self) -> dict[str, Any]:
         """What `save_pretrained` writes: of every part, too, only what its class does not say."""
         fields = super().to_diff_dict()
@@ -71,15 +98,4 @@ def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: 
     return merged
 
 
-def preset_fields(config_class: type[PreTrainedConfig], presets: dict[str, dict], name: str, overrides: dict) -> dict:
-    """Keyword arguments of `config_class` for a named preset; sub-config dicts in `overrides` are merged into it.
-
-    Raises:
-        ValueError: If no preset has this name, or an override is not a field of the configuration.
-    """
-    if name not in presets:
-        raise ValueError(f"Unknown preset {name!r}. Available: {', '.join(sorted(presets))}.")
-    return merge_fields(config_class, presets[name], overrides)
-
-
-__all__ = ["CompositeConfig", "check_heads", "check_patches", "check_positive", "merge_fields", "preset_fields"]
+__all__ = ["CompositeConfig", "check_heads", "check_patches", "check_positive", "merge_fields"]

@@ -16,7 +16,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_base import CompositeConfig, check_heads, check_patches, check_positive, preset_fields
+from .configuration_base import CompositeConfig, check_heads, check_patches, check_positive
 
 
 def _check_rope(head_dim: int, position_embedding_type: str) -> None:
@@ -258,110 +258,5 @@ class GrrCocaConfig(CompositeConfig):
                 f"{self.vision_config.pooler_hidden_size} and {self.text_config.hidden_size}."
             )
 
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> "GrrCocaConfig":
-        """Build the configuration of a named preset.
 
-        Args:
-            name (`str`): One of `GRR_COCA_PRESETS`.
-            overrides: Fields to change; `vision_config` and `text_config` dicts are merged into the preset's.
-
-        Raises:
-            ValueError: If no preset has this name, or an override is not a field of the configuration.
-        """
-        return cls(**preset_fields(cls, GRR_COCA_PRESETS, name, overrides))
-
-
-# width, heads of each tower; layers; image and patch size in pixels; queries of the caption pooler; initial std of weights
-_SIZES = {
-    # Small enough for a CPU: the demo's size. From std 0.02 it learns more slowly (docs/grr_coca.md).
-    "tiny": {"hidden_size": 192, "heads": 3, "vision_layers": 4, "text_layers": 2, "image_size": 96, "patch_size": 16, "queries": 32, "std": 0.06},
-    # Dimensions of CoCa-Base at ViT-B/16's resolution.
-    "base": {"hidden_size": 768, "heads": 12, "vision_layers": 12, "text_layers": 12, "image_size": 224, "patch_size": 16, "queries": 256, "std": 0.02},
-    # Dimensions of CoCa-Large at ViT-L/14's resolution.
-    "large": {"hidden_size": 1024, "heads": 16, "vision_layers": 24, "text_layers": 12, "image_size": 224, "patch_size": 14, "queries": 256, "std": 0.02},
-}  # fmt: skip
-
-_ORIGINAL_VIT = {"norm_type": "layernorm", "norm_eps": 1e-5, "mlp_type": "gelu", "position_embedding_type": "learned"}
-_ORIGINAL_TEXT = {
-    **_ORIGINAL_VIT,
-    "cls_position": "fixed",
-    "cls_mask_mode": "legacy",
-    "multimodal_layer_type": "open_clip",
-}
-_OPEN_CLIP_VIT = {
-    **_ORIGINAL_VIT,
-    "use_cls_token": True,
-    "pre_layernorm": True,
-    "patch_bias": False,
-    "pooler_type": "open_clip",
-}
-
-
-def _gated_width(width: int) -> int:
-    """Inner width at which a gated layer has the parameters of a plain one of 4 x width: 8/3 x width, to a multiple of 8."""
-    return round(8 * width / 3 / 8) * 8
-
-
-def _preset(family: str, size: str, iso_parameter: bool = False) -> dict:
-    """One preset as plain data. `iso_parameter` narrows gated layers to 8/3 x width instead of 4 x width."""
-    dims = _SIZES[size]
-    width = dims["hidden_size"]
-    gated = _gated_width(width) if iso_parameter else 4 * width
-    vision = {
-        "hidden_size": width,
-        "num_hidden_layers": dims["vision_layers"],
-        "num_attention_heads": dims["heads"],
-        "intermediate_size": gated if family == "grr-coca" else 4 * width,
-        "image_size": dims["image_size"],
-        "patch_size": dims["patch_size"],
-        "num_caption_queries": dims["queries"],
-        "initializer_range": dims["std"],
-    }
-    text = {
-        "hidden_size": width,
-        "num_unimodal_layers": dims["text_layers"],
-        "num_multimodal_layers": dims["text_layers"],
-        "num_attention_heads": dims["heads"],
-        "intermediate_size": 4 * width if family == "coca" else gated,
-        "initializer_range": dims["std"],
-    }
-    if family == "baseline-coca":
-        vision |= _ORIGINAL_VIT
-    elif family == "coca":
-        vision |= _OPEN_CLIP_VIT
-        text |= _ORIGINAL_TEXT
-    return {"vision_config": vision, "text_config": text}
-
-
-def _laion_preset(vision: dict, text: dict) -> dict:
-    """The layout of LAION's released CoCa checkpoints (open_clip's `coca_ViT-*` configurations)."""
-    return {
-        "vision_config": {**_OPEN_CLIP_VIT, "image_size": 224, "num_pooler_heads": 8, **vision},
-        "text_config": {**_ORIGINAL_TEXT, "num_unimodal_layers": 12, "num_multimodal_layers": 12, **text},
-    }
-
-
-GRR_COCA_PRESETS: dict[str, dict] = {
-    **{f"{family}-{size}": _preset(family, size) for family in ("grr-coca", "baseline-coca", "coca") for size in _SIZES},
-    **{f"{family}-{size}-iso": _preset(family, size, True) for family in ("grr-coca", "baseline-coca") for size in _SIZES},
-    "coca-vit-b-32": _laion_preset(
-        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32, "pooler_hidden_size": 512},
-        {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
-    ),
-    "coca-vit-l-14": _laion_preset(
-        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "pooler_hidden_size": 768},
-        {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
-    ),
-    # open_clip's `coca_base`, of which no weights are public
-    "coca-vit-b-18-288": {
-        "projection_dim": 512,
-        **_laion_preset(
-            {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 288, "patch_size": 18, "num_pooler_heads": 12, "pooler_type": "class_token"},
-            {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "vocab_size": 64000},
-        ),
-    },
-}  # fmt: skip
-
-
-__all__ = ["GRR_COCA_PRESETS", "GrrCocaConfig", "GrrCocaTextConfig", "GrrCocaVisionConfig"]
+__all__ = ["GrrCocaConfig", "GrrCocaTextConfig", "GrrCocaVisionConfig"]

@@ -12,7 +12,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_base import CompositeConfig, check_heads, check_patches, check_positive, preset_fields
+from .configuration_base import CompositeConfig, check_heads, check_patches, check_positive
 
 
 # TubeViT's tubes (arXiv 2212.03229), as kernel, stride and offset in frames x pixels x pixels
@@ -391,116 +391,8 @@ class MammutConfig(CompositeConfig):
         if self.use_logit_bias and self.contrastive_loss_type == "softmax":
             raise ValueError("`use_logit_bias` belongs to the focal loss; a softmax does not see it.")
 
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> "MammutConfig":
-        """Build the configuration of a named preset.
-
-        Args:
-            name (`str`): One of `MAMMUT_PRESETS`.
-            overrides: Fields to change; `vision_config` and `text_config` dicts are merged into the preset's.
-
-        Raises:
-            ValueError: If no preset has this name, or an override is not a field of the configuration.
-        """
-        return cls(**preset_fields(cls, MAMMUT_PRESETS, name, overrides))
-
-
-# width, layers, heads, inner width, patch size in pixels
-_VIT_SIZES = {
-    "base": (768, 12, 12, 3072, 16),
-    "large": (1024, 24, 16, 4096, 16),
-    "huge": (1280, 32, 16, 5120, 14),
-}
-# width, layers, heads, inner width, vocabulary. The vocabularies fill the printed 128 M and 1 B.
-_DECODER_SIZES = {
-    "128m": (1024, 8, 16, 4096, 26_624),
-    "1b": (1536, 18, 24, 12_288, 98_304),
-}
-
-
-def _fields(width: int, layers: int, heads: int, inner: int) -> dict:
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": inner,
-    }
-
-
-def _paper_preset(vision: str, decoder: str) -> dict:
-    """The paper's models. A decoder of the printed size holds one vocabulary matrix, so the output layer is tied."""
-    *vision_sizes, patch_size = _VIT_SIZES[vision]
-    *text_sizes, vocab_size = _DECODER_SIZES[decoder]
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # no tokenizer is published
-    return {
-        "vision_config": {**_fields(*vision_sizes), "patch_size": patch_size},
-        "text_config": {**_fields(*text_sizes), "vocab_size": vocab_size, **ids},
-        "tie_word_embeddings": True,
-    }
-
-
-# vision width, layers, heads; text width, layers, heads; feed-forward beside cross-attention
-_LAION_SIZES = {
-    "s": (384, 12, 6, 384, 12, 6, False),
-    "m": (512, 12, 8, 512, 12, 8, False),
-    "b": (768, 12, 12, 512, 12, 8, False),
-    "l": (1024, 24, 16, 768, 12, 12, True),
-    "h": (1280, 32, 16, 1024, 24, 16, True),
-}
-
-
-def _laion_preset(size: str, patch_size: int) -> dict:
-    """The layout of LAION's openMaMMUT checkpoints (`mammut_ViT-*` of their open_clip fork)."""
-    width, layers, heads, text_width, text_layers, text_heads, has_mlp = _LAION_SIZES[size]
-    if (size, patch_size) == ("b", 16):  # the one size whose text side depends on the patch size
-        text_width, text_heads, has_mlp = 768, 12, True
-    return {
-        "vision_config": {
-            **_fields(width, layers, heads, 4 * width),
-            "patch_size": patch_size,
-            "use_cls_token": True,
-            "pre_layernorm": True,
-            "patch_bias": False,
-            "image_pool": "all_mean",
-            "norm_before_pool": False,
-            "norm_decoder_tokens": False,
-        },
-        "text_config": {
-            **_fields(text_width, text_layers, text_heads, 4 * text_width),
-            "max_position_embeddings": 77,
-            "self_mlp_at_cross": has_mlp,
-            "text_pool": "all_mean",
-            "mask_padding": False,
-        },
-        "shared_image_projection": False,
-        "contrastive_loss_type": "softmax",
-        "logit_scale_init_value": math.log(1 / 0.07),
-        "caption_loss_weight": 2.0,
-    }
-
-
-MAMMUT_PRESETS: dict[str, dict] = {
-    # Small enough for a CPU: the demo's size. From std 0.02 so narrow a model learns more slowly.
-    "mammut-tiny": {
-        "vision_config": {**_fields(192, 4, 3, 768), "image_size": 96, "initializer_range": 0.06},
-        "text_config": {**_fields(192, 4, 3, 768), "initializer_range": 0.06},
-        # Unbiased sigmoids collapse in batches of 32, see docs/mammut.md
-        "contrastive_loss_type": "softmax",
-        "logit_scale_init_value": math.log(1 / 0.07),
-    },
-    "mammut-base": _paper_preset("base", "128m"),
-    "mammut-large": _paper_preset("large", "128m"),
-    "mammut-2b": _paper_preset("huge", "1b"),
-    **{
-        f"openmammut-vit-{size}-{patch_size}": _laion_preset(size, patch_size)
-        for size in _LAION_SIZES
-        for patch_size in (14, 16, 32)
-    },
-}
-
 
 __all__ = [
-    "MAMMUT_PRESETS",
     "TUBEVIT_TUBES",
     "MammutConfig",
     "MammutDetectionConfig",

@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
-from .configuration_base import CompositeConfig, check_positive, preset_fields
+from .configuration_base import CompositeConfig, check_positive
 from .vision_towers import own_tower_config
 
 
@@ -94,104 +94,5 @@ class VwLmmConfig(CompositeConfig):
         # `transformers serve` asks this table and no registry, after it has read the configuration.
         MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(cls.model_type, "VwLmmForCausalLM")
 
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> "VwLmmConfig":
-        """Configuration of a preset with some fields changed; see `VW_LMM_PRESETS`.
 
-        Raises:
-            ValueError: If there is no such preset, or a field does not exist.
-        """
-        return cls(**preset_fields(cls, VW_LMM_PRESETS, name, overrides))
-
-
-_CLIP_LARGE_336 = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-    "projection_dim": 768,
-    "hidden_act": "quick_gelu",
-}
-_GRR_COCA_TINY = {
-    "model_type": "grr_coca_vision_model",
-    "hidden_size": 192,
-    "intermediate_size": 768,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "image_size": 96,
-    "patch_size": 16,
-    "num_caption_queries": 32,
-    "initializer_range": 0.06,
-}
-_VICUNA_7B = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-_MISTRAL_7B = {
-    "model_type": "mistral",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
-    "sliding_window": None,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-_SMOLLM2_135M = {
-    "model_type": "llama",
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-
-# The released models (7.19 B parameters, 7.70 B on Mistral), and a small one that a CPU trains: SmolLM2-135M-Instruct with the
-# vision tower of `grr-coca-tiny`.
-VW_LMM_PRESETS: dict[str, dict] = {
-    "vw-lmm-vicuna-7b": {"vision_config": _CLIP_LARGE_336, "text_config": _VICUNA_7B},
-    "vw-lmm-vicuna-7b-pif": {
-        "vision_config": _CLIP_LARGE_336,
-        "text_config": _VICUNA_7B,
-        "pseudo_image_features": True,
-    },
-    "vw-lmm-mistral-7b": {"vision_config": _CLIP_LARGE_336, "text_config": _MISTRAL_7B},
-    "vw-lmm-smollm2-135m": {
-        "vision_config": _GRR_COCA_TINY,
-        "text_config": _SMOLLM2_135M,
-        "image_token_id": 49152,
-        "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "full",
-    },
-}
-
-
-__all__ = ["VW_LMM_PRESETS", "VwLmmConfig"]
+__all__ = ["VwLmmConfig"]

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 import triptych
 from tests.conftest import tiny_config
-from triptych import GRR_COCA_PRESETS, GrrCocaConfig, GrrCocaForConditionalGeneration
+from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration
 
 
 def count(module: torch.nn.Module | None) -> int:
@@ -21,10 +21,10 @@ def build_on_meta(preset: str) -> GrrCocaForConditionalGeneration:
         return GrrCocaForConditionalGeneration(GrrCocaConfig.from_preset(preset))
 
 
-@pytest.mark.parametrize("name", GRR_COCA_PRESETS)
+@pytest.mark.parametrize("name", GrrCocaConfig.presets())
 def test_every_key_of_every_preset_is_a_field(name):
     # A misspelt keyword would become a silent attribute.
-    preset = GRR_COCA_PRESETS[name]
+    preset = GrrCocaConfig.presets()[name]
     for key, config_class in (
         ("vision_config", triptych.GrrCocaVisionConfig),
         ("text_config", triptych.GrrCocaTextConfig),

@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 import triptych
 from tests.conftest import tiny_mammut_config
-from triptych import MAMMUT_PRESETS, MammutConfig, MammutForConditionalGeneration
+from triptych import MammutConfig, MammutForConditionalGeneration
 
 
 def count(module: torch.nn.Module | None) -> int:
@@ -20,9 +20,9 @@ def build_on_meta(preset: str) -> MammutForConditionalGeneration:
         return MammutForConditionalGeneration(MammutConfig.from_preset(preset))
 
 
-@pytest.mark.parametrize("name", MAMMUT_PRESETS)
+@pytest.mark.parametrize("name", MammutConfig.presets())
 def test_every_key_of_every_preset_is_a_field(name):
-    preset = MAMMUT_PRESETS[name]
+    preset = MammutConfig.presets()[name]
     for key, config_class in (
         ("vision_config", triptych.MammutVisionConfig),
         ("text_config", triptych.MammutTextConfig),

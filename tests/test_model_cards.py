@@ -13,7 +13,11 @@ from triptych.training.cards import combined_license, training_command
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
 CARDS = sorted(path.stem for path in FOLDER.glob("*.md") if not path.stem.endswith("template"))
-PRESETS = {**triptych.GRR_COCA_PRESETS, **triptych.MAMMUT_PRESETS, **triptych.VW_LMM_PRESETS}
+PRESETS = {
+    **triptych.GrrCocaConfig.presets(),
+    **triptych.MammutConfig.presets(),
+    **triptych.VwLmmConfig.presets(),
+}
 
 
 def write_checkpoint(card: str, folder: Path) -> None:

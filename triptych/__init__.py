@@ -14,19 +14,17 @@ from transformers import (
 
 from triptych.modeling import vw_lmm_with_grr_coca, vw_lmm_with_mammut  # noqa: F401  (make our towers known to VW-LMM)
 from triptych.modeling.configuration_grr_coca import (
-    GRR_COCA_PRESETS,
     GrrCocaConfig,
     GrrCocaTextConfig,
     GrrCocaVisionConfig,
 )
 from triptych.modeling.configuration_mammut import (
-    MAMMUT_PRESETS,
     MammutConfig,
     MammutDetectionConfig,
     MammutTextConfig,
     MammutVisionConfig,
 )
-from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
+from triptych.modeling.configuration_vw_lmm import VwLmmConfig
 from triptych.modeling.modeling_grr_coca import (
     GrrCocaForConditionalGeneration,
     GrrCocaModel,
@@ -81,9 +79,6 @@ AutoModelForMultimodalLM.register(VwLmmConfig, VwLmmForCausalLM, exist_ok=True)
 AutoProcessor.register(VwLmmConfig, VwLmmProcessor, exist_ok=True)
 
 __all__ = [
-    "GRR_COCA_PRESETS",
-    "MAMMUT_PRESETS",
-    "VW_LMM_PRESETS",
     "GrrCocaConfig",
     "GrrCocaForConditionalGeneration",
     "GrrCocaModel",

@@ -29,9 +29,9 @@ from triptych.convert import open_clip_coca, open_clip_layout, openmammut, vw_lm
 from triptych.convert.origin import Origin, exported
 from triptych.convert.source import Source
 from triptych.hub import staged
-from triptych.modeling.configuration_grr_coca import GRR_COCA_PRESETS
-from triptych.modeling.configuration_mammut import MAMMUT_PRESETS
-from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
+from triptych.modeling.configuration_grr_coca import GrrCocaConfig
+from triptych.modeling.configuration_mammut import MammutConfig
+from triptych.modeling.configuration_vw_lmm import VwLmmConfig
 from triptych.modeling.modeling_grr_coca import GrrCocaForConditionalGeneration
 from triptych.modeling.modeling_mammut import MammutForConditionalGeneration
 from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
@@ -75,7 +75,7 @@ LAYOUTS = {
         card="coca-open-clip",
         model_class=GrrCocaForConditionalGeneration,
         processor_class=GrrCocaProcessor,
-        presets=tuple(name for name in GRR_COCA_PRESETS if name.startswith("coca-vit")),
+        presets=tuple(name for name in GrrCocaConfig.presets() if name.startswith("coca-vit")),
         convert_config=open_clip_coca.convert_config,
         image_options=open_clip_layout.image_options,
         origins=open_clip_coca.COCA.origins,
@@ -86,7 +86,7 @@ LAYOUTS = {
         card="openmammut",
         model_class=MammutForConditionalGeneration,
         processor_class=MammutProcessor,
-        presets=tuple(name for name in MAMMUT_PRESETS if name.startswith("openmammut")),
+        presets=tuple(name for name in MammutConfig.presets() if name.startswith("openmammut")),
         convert_config=openmammut.convert_config,
         image_options=open_clip_layout.image_options,
         origins=openmammut.OPENMAMMUT.origins,
@@ -97,7 +97,7 @@ LAYOUTS = {
         card="vw-lmm-vicuna",
         model_class=VwLmmForCausalLM,
         processor_class=VwLmmProcessor,
-        presets=tuple(name for name in VW_LMM_PRESETS if name.endswith(("7b", "pif"))),
+        presets=tuple(name for name in VwLmmConfig.presets() if name.endswith(("7b", "pif"))),
         convert_config=vw_lmm.convert_config,
         image_options=vw_lmm.image_options,
         origins=vw_lmm.origins,

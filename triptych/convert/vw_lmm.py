@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, Mistra
 
 from triptych.convert.foreign_keys import UNREAD, fixed, read_keys
 from triptych.convert.origin import Origin
-from triptych.modeling.configuration_vw_lmm import VW_LMM_PRESETS, VwLmmConfig
+from triptych.modeling.configuration_vw_lmm import VwLmmConfig
 
 
 VISION_PREFIX = "model.vision_tower.vision_tower.vision_model."
@@ -23,7 +23,7 @@ _PREFIXES = {
     "vm_head.": "vm_head.",
 }
 _TOWER = "clip-vit-large-patch14-336"  # openai's
-_CLIP = VW_LMM_PRESETS["vw-lmm-vicuna-7b"]["vision_config"]
+_CLIP = VwLmmConfig.presets()["vw-lmm-vicuna-7b"]["vision_config"]
 _TEXT_CLASSES = {"mistral": MistralConfig, "llama": LlamaConfig}
 _PROJECTOR = "model.multi_modal_projector."
 
