@@ -1,11 +1,11 @@
 """Processor of MaMMUT: images, videos, texts, and questions with answers."""
 
 import torch
-from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 
-from .checks import check_images, check_text, flatten, height_and_width
+from .checks import check_text
 from .detection_inputs import class_texts, detection_labels, select_detections
+from .pictures import flatten
 from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor
 from .video_frames import read_frames, split_clips
 
@@ -77,13 +77,13 @@ class MammutProcessor(SelfContainedProcessor):
         """Prepare a batch.
 
         Args:
-            images: PIL images, arrays or tensors with three channels, one or many.
+            images: One picture or many, as [`~pictures.to_rgb`] takes them: PIL images, arrays, tensors, paths, URLs.
             text (`str`, `list[str]` or `list[list[str]]`): Captions or caption prompts; or the classes of every image.
             videos: One clip or a list: paths, lists of frames, or arrays `(frames, 3, height, width)`.
             questions (`str` or `list[str]`): Instead of `text`: one per image or clip.
             answers (`str` or `list[str]`): One per question, for training.
             annotations (`dict` or `list[dict]`): Objects of every image in COCO's form, for training a detector: `annotations`
-                with `bbox` (left, top, width, height in pixels) and `category_id` (index of a class).
+                with `bbox` (left, top, width, height in pixels of the upright image) and `category_id` (index of a class).
             num_frames (`int`, *optional*), fps (`float`, *optional*): Instead of the processor's own.
             kwargs: As for any processor: `return_tensors`, `padding`, `truncation` (of `text`), ...
 
@@ -105,6 +105,8 @@ class MammutProcessor(SelfContainedProcessor):
             raise ValueError("`answers` need `questions`.")
         if annotations is not None and images is None:
             raise ValueError("`annotations` need `images`.")
+        kwargs |= kwargs.pop("images_kwargs", None) or {}
+        images = None if images is None else self._pictures(images, kwargs)
         data: dict = {}
         if isinstance(text, (list, tuple)) and text and not isinstance(text[0], str):
             data |= self._tokenize_classes(
@@ -112,7 +114,7 @@ class MammutProcessor(SelfContainedProcessor):
             )
             text = None
         if annotations is not None:
-            sizes = [height_and_width(image) for image in flatten(images)]
+            sizes = [(image.height, image.width) for image in flatten(images)]
             entries = [annotations] if isinstance(annotations, dict) else list(annotations)
             data["labels"] = detection_labels(entries, sizes, self.image_processor.size["height"])
         if images is not None or text is not None or (videos is None and questions is None and not data):
@@ -165,7 +167,7 @@ class MammutProcessor(SelfContainedProcessor):
             outputs (`MammutObjectDetectionOutput`): Of [`MammutForObjectDetection`].
             threshold (`float`): Least score.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(images, 2)`, *optional*):
-                Height and width of the images before the processor, in pixels. Default: boxes stay shares of the longer side.
+                Height and width of the upright images before the processor, in pixels. Default: boxes stay shares of the longer side.
             text_labels (`list[list[str]]`, *optional*): The classes of every image.
             top_k (`int`): Most objects per image.
 
@@ -181,16 +183,13 @@ class MammutProcessor(SelfContainedProcessor):
 
     def validate_inputs(self, images=None, text=None, **kwargs) -> None:
         super().validate_inputs(images=images, text=text, **kwargs)
-        if images is not None:
-            check_images(images)
         if text is not None:
             check_text(text, self.tokenizer, **kwargs)
 
     def _read_videos(self, videos, num_frames: int | None, fps: float | None) -> torch.Tensor:
         clips = []
         for index, clip in enumerate(split_clips(videos)):
-            frames = read_frames(clip, num_frames, fps)
-            check_images(frames, name=f"videos[{index}]")
+            frames = self._pictures(read_frames(clip, num_frames, fps), {}, f"videos[{index}]")
             # Resizing and cropping cost more than all else, also where they change nothing.
             fits = {} if self._must_resize(frames) else {"do_resize": False, "do_center_crop": False}
             clips.append(self.image_processor(frames, return_tensors="pt", **fits)["pixel_values"])
@@ -207,7 +206,7 @@ class MammutProcessor(SelfContainedProcessor):
         final = (size.get("shortest_edge"),) * 2
         if (crop["height"], crop["width"]) != final:
             return True
-        return any(not isinstance(frame, Image.Image) or frame.size != final for frame in frames)
+        return any(frame.size != final for frame in frames)
 
     def _tokenize_questions(self, questions, answers, padding) -> dict:
         questions = [questions] if isinstance(questions, str) else list(questions)

@@ -123,7 +123,7 @@ def test_round_trip(processor, tmp_path):
         ({"videos": "missing.mp4"}, r"no file missing\.mp4"),
         ({"videos": 5}, "`videos` must be a path"),
         ({"videos": [np.zeros((4, 16, 16, 2), dtype=np.uint8)]}, r"`videos\[0\]\[0\]` has shape \(16, 16, 2\)"),
-        ({"images": np.zeros((16, 16), dtype=np.uint8)}, r"`images\[0\]` has shape"),
+        ({"images": np.zeros((16, 16, 2), dtype=np.uint8)}, r"`images` has shape"),
     ],
 )
 def test_bad_input_names_the_argument(processor, inputs, message):

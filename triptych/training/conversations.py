@@ -16,6 +16,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
+from triptych.processing.pictures import to_rgb
 from triptych.processing.processing_vw_lmm import VwLmmProcessor
 from triptych.training.data import decode_image
 from triptych.training.questions import most_common_answer
@@ -40,7 +41,7 @@ def _messages_of(row: dict[str, Any], index: int) -> list[dict[str, Any]]:
 
 def _decode(image: Any, index: int) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image, f"image of row {index}")
     return decode_image({"path": str(image), "bytes": None} if isinstance(image, Path) else image, index)
 
 
