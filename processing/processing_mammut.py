@@ -79,7 +79,8 @@ class MammutProcessor(SelfContainedProcessor):
         Args:
             images: One picture or many, as [`~pictures.to_rgb`] takes them: PIL images, arrays, tensors, paths, URLs.
             text (`str`, `list[str]` or `list[list[str]]`): Captions or caption prompts; or the classes of every image.
-            videos: One clip or a list: paths, lists of frames, or arrays `(frames, 3, height, width)`.
+            videos: One clip or a list: paths, lists of frames, or arrays `(frames, 3, height, width)`. Options of the image
+                processor hold for their frames.
             questions (`str` or `list[str]`): Instead of `text`: one per image or clip.
             answers (`str` or `list[str]`): One per question, for training.
             annotations (`dict` or `list[dict]`): Objects of every image in COCO's form, for training a detector: `annotations`
@@ -105,6 +106,10 @@ class MammutProcessor(SelfContainedProcessor):
             raise ValueError("`answers` need `questions`.")
         if annotations is not None and images is None:
             raise ValueError("`annotations` need `images`.")
+        if kwargs.get("videos_kwargs"):
+            raise ValueError(
+                "`videos_kwargs` has no reader: pass `num_frames`, `fps` and image options by themselves."
+            )
         kwargs |= kwargs.pop("images_kwargs", None) or {}
         images = None if images is None else self._pictures(images, kwargs)
         data: dict = {}
@@ -114,6 +119,7 @@ class MammutProcessor(SelfContainedProcessor):
             )
             text = None
         if annotations is not None:
+            self._check_padding(kwargs)
             sizes = [(image.height, image.width) for image in flatten(images)]
             entries = [annotations] if isinstance(annotations, dict) else list(annotations)
             data["labels"] = detection_labels(entries, sizes, self.image_processor.size["height"])
@@ -122,7 +128,7 @@ class MammutProcessor(SelfContainedProcessor):
         tensors = kwargs.get("return_tensors")
         if videos is not None:
             data["pixel_values_videos"] = self._read_videos(
-                videos, num_frames or self.num_frames, self.fps if fps is None else fps
+                videos, num_frames or self.num_frames, self.fps if fps is None else fps, kwargs
             )
         if questions is not None:
             data |= self._tokenize_questions(questions, answers, kwargs.get("padding", "longest"))
@@ -186,13 +192,17 @@ class MammutProcessor(SelfContainedProcessor):
         if text is not None:
             check_text(text, self.tokenizer, **kwargs)
 
-    def _read_videos(self, videos, num_frames: int | None, fps: float | None) -> torch.Tensor:
+    def _read_videos(self, videos, num_frames: int | None, fps: float | None, kwargs: dict) -> torch.Tensor:
+        merged = self._merge_kwargs(PaddedTextKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        given = {name: value for name, value in merged["images_kwargs"].items() if name != "return_tensors"}
         clips = []
         for index, clip in enumerate(split_clips(videos)):
-            frames = self._pictures(read_frames(clip, num_frames, fps), {}, f"videos[{index}]")
+            options = dict(given)
+            frames = self._pictures(read_frames(clip, num_frames, fps), options, f"videos[{index}]")
             # Resizing and cropping cost more than all else, also where they change nothing.
-            fits = {} if self._must_resize(frames) else {"do_resize": False, "do_center_crop": False}
-            clips.append(self.image_processor(frames, return_tensors="pt", **fits)["pixel_values"])
+            if not options and not self._must_resize(frames):
+                options = {"do_resize": False, "do_center_crop": False}
+            clips.append(self.image_processor(frames, return_tensors="pt", **options)["pixel_values"])
         if len({len(clip) for clip in clips}) > 1:
             raise ValueError(
                 f"`videos` have {sorted({len(clip) for clip in clips})} frames; a batch needs equally many. Set "
@@ -207,6 +217,17 @@ class MammutProcessor(SelfContainedProcessor):
         if (crop["height"], crop["width"]) != final:
             return True
         return any(frame.size != final for frame in frames)
+
+    def _check_padding(self, options: dict) -> None:
+        """Boxes are shares of a square that is padded at the right and the bottom, as OWLv2's image processor does."""
+        pads = any(cls.__name__.startswith("Owlv2ImageProcessor") for cls in type(self.image_processor).__mro__)
+        changed = {"do_pad", "do_resize", "do_center_crop", "size", "crop_size"} & options.keys()
+        if not pads or not self.image_processor.do_pad or self.image_processor.do_center_crop or changed:
+            raise ValueError(
+                "`annotations` need an image processor that pads to a square and crops nothing, as Owlv2ImageProcessor with "
+                f"its own size; got {type(self.image_processor).__name__}"
+                + (f" and {', '.join(sorted(changed))}." if changed else ".")
+            )
 
     def _tokenize_questions(self, questions, answers, padding) -> dict:
         questions = [questions] if isinstance(questions, str) else list(questions)

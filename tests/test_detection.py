@@ -511,6 +511,15 @@ def test_bad_inputs_are_named():
             r"annotations\[0\].*object 0.*positive size",
         ),
         ({"annotations": {"annotations": []}}, "`annotations` need `images`"),
+        (
+            {
+                "images": picture,
+                "annotations": {"annotations": []},
+                "do_pad": False,
+                "size": {"height": 8, "width": 8},
+            },
+            "`annotations` need .* with its own size; got Owlv2ImageProcessor.* and do_pad, size",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             processor(**arguments, return_tensors="pt")
