@@ -3,7 +3,6 @@
 import base64
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ _EIGHT_BIT = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA",
 _DEEP = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
-def flatten(images) -> Iterator:
+def flatten(images):
     """Single pictures out of one, a list of them, lists of lists, or an array of several."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
         for image in images:
@@ -30,8 +29,8 @@ def _levels(values: np.ndarray, largest: int, name: str) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     low, high = values.min(), values.max()
-    slack = 1e-3 if values.dtype.kind == "f" else 0  # a rounding error, less than half a level
-    if not (low >= -slack and high <= largest + slack):
+    slack = 1e-3 * (values.dtype.kind == "f")  # a rounding error, less than half a level
+    if not (low >= -slack and high <= largest + slack):  # NaN fails too
         raise ValueError(f"`{name}` has {values.dtype} values from {low:g} to {high:g}; expected 0 to {largest}.")
     return np.rint(values.clip(0, largest) * (255 / largest)).astype(np.uint8)
 
@@ -43,12 +42,11 @@ def _from_array(image, name: str, data_format: str | None) -> Image.Image:
     values, shape = np.asarray(image), tuple(image.shape)
     axes = [0] if data_format == "channels_first" else [2] if data_format == "channels_last" else [0, 2]
     channels = [axis for count in (3, 1, 4) for axis in axes if len(shape) == 3 and shape[axis] == count]
-    if len(shape) != 2 and not channels:
+    if 0 in shape or (len(shape) != 2 and not channels):
         raise ValueError(
-            f"`{name}` has shape {shape}; expected (height, width), or 1, 3 or 4 channels (grey, RGB, RGBA) before or behind."
+            f"`{name}` has shape {shape}; expected (height, width), both at least 1, or that with 1, 3 or 4 channels before or "
+            "behind."
         )
-    if 0 in shape:
-        raise ValueError(f"`{name}` has shape {shape}; expected at least one pixel each way.")
     if channels:
         values = np.moveaxis(values, channels[0], -1)
         values = values[..., 0] if values.shape[-1] == 1 else values

@@ -1,6 +1,5 @@
 """Processor of GRR-CoCa: images through transformers' CLIP image processor, texts through any tokenizer."""
 
-from .checks import check_text
 from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor
 
 
@@ -22,21 +21,10 @@ class GrrCocaProcessor(SelfContainedProcessor):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(self, images=None, text=None, **kwargs):
-        """Prepare a batch.
-
-        Args:
-            images: One picture or many, as [`~pictures.to_rgb`] takes them: PIL images, arrays, tensors, paths, URLs.
-            text (`str` or `list[str]`): Captions or caption prompts.
-            kwargs: As for any processor: `return_tensors`, `padding`, `truncation`, ...
-        """
+        """A batch of pictures, as [`~pictures.to_rgb`] takes them, texts, or both; options as for any processor."""
         kwargs |= kwargs.pop("images_kwargs", None) or {}
         images = None if images is None else self._pictures(images, kwargs)
         return super().__call__(images=images, text=text, **kwargs)
-
-    def validate_inputs(self, images=None, text=None, **kwargs) -> None:
-        super().validate_inputs(images=images, text=text, **kwargs)
-        if text is not None:
-            check_text(text, self.tokenizer, **kwargs)
 
 
 __all__ = ["GrrCocaProcessor"]

@@ -3,7 +3,6 @@
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
-from .checks import check_text
 from .detection_inputs import class_texts, detection_labels, select_detections
 from .pictures import flatten
 from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor
@@ -144,7 +143,7 @@ class MammutProcessor(SelfContainedProcessor):
                 f"`text` must list classes for every image, got {len(text)} lists for {len(list(flatten(images)))} images."
             )
         texts, count = class_texts(text, self.class_templates)
-        check_text(texts, self.tokenizer, truncation=truncation)
+        self._check_text(texts, truncation=truncation)
         padding = "longest" if padding is True else padding
         data = self.tokenizer(texts, padding=padding, truncation=truncation, return_tensors="pt")
         num_templates = len(self.class_templates)
@@ -187,11 +186,6 @@ class MammutProcessor(SelfContainedProcessor):
         """
         return select_detections(outputs, threshold, target_sizes, text_labels, top_k)
 
-    def validate_inputs(self, images=None, text=None, **kwargs) -> None:
-        super().validate_inputs(images=images, text=text, **kwargs)
-        if text is not None:
-            check_text(text, self.tokenizer, **kwargs)
-
     def _read_videos(self, videos, num_frames: int | None, fps: float | None, kwargs: dict) -> torch.Tensor:
         merged = self._merge_kwargs(PaddedTextKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         given = {name: value for name, value in merged["images_kwargs"].items() if name != "return_tensors"}
@@ -224,9 +218,8 @@ class MammutProcessor(SelfContainedProcessor):
         changed = {"do_pad", "do_resize", "do_center_crop", "size", "crop_size"} & options.keys()
         if not pads or not self.image_processor.do_pad or self.image_processor.do_center_crop or changed:
             raise ValueError(
-                "`annotations` need an image processor that pads to a square and crops nothing, as Owlv2ImageProcessor with "
-                f"its own size; got {type(self.image_processor).__name__}"
-                + (f" and {', '.join(sorted(changed))}." if changed else ".")
+                "`annotations` need an image processor that pads to a square and crops nothing (Owlv2ImageProcessor), as it was "
+                f"saved; got {type(self.image_processor).__name__} and options {sorted(changed)}."
             )
 
     def _tokenize_questions(self, questions, answers, padding) -> dict:

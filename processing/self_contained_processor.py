@@ -18,24 +18,37 @@ class SelfContainedProcessor(ProcessorMixin):
     to_rgb = staticmethod(to_rgb)  # for pipelines, which travel too but may not import it
 
     def _pictures(self, images, options: dict, name: str = "images"):
-        """Pictures as RGB, nested as they came.
-
-        Args:
-            images: Anything that `to_rgb` takes, or lists of it.
-            options (`dict`): For the image processor; what is about arrays is taken out.
-            name (`str`): Of the argument, for messages.
-
-        Raises:
-            ValueError: If there is no picture, one cannot be read, or floats are not to be rescaled.
-        """
-        if not list(flatten(images)):
+        """Pictures as `to_rgb` makes them, nested as they came; what is about arrays is taken out of the `options`."""
+        flat = list(flatten(images))
+        if not flat:
             raise ValueError(f"`{name}` is empty; expected at least one image.")
         rescales = options.get("do_rescale", getattr(self.image_processor, "do_rescale", True))
-        if not rescales and any("float" in str(getattr(image, "dtype", "")) for image in flatten(images)):
+        if not rescales and any("float" in str(getattr(image, "dtype", "")) for image in flat):
             raise ValueError(
-                f"`do_rescale=False` does not go with `{name}` of floats: from 0 to 1 they are understood without it."
+                f"`do_rescale=False` does not go with `{name}` of floats; from 0 to 1 they need no option."
             )
         return rgb_pictures(images, name, options.pop("input_data_format", None))
+
+    def _check_text(self, text, **kwargs) -> None:
+        """Refuse no text at all, and texts longer than the context unless `truncation` is asked for."""
+        texts = [text] if isinstance(text, str) else text
+        if not texts:
+            raise ValueError("`text` is empty; expected at least one text.")
+        options = {**kwargs, **kwargs.get("text_kwargs", {})}
+        if options.get("truncation"):
+            return
+        longest = options.get("max_length") or self.tokenizer.model_max_length
+        for index, ids in enumerate(self.tokenizer(texts, padding=False).input_ids):
+            if len(ids) > longest:
+                raise ValueError(
+                    f"`text[{index}]` has {len(ids)} tokens, the context is {longest} tokens: {texts[index][:60]!r}. "
+                    "Shorten it or pass `truncation=True`."
+                )
+
+    def validate_inputs(self, images=None, text=None, **kwargs) -> None:
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if text is not None:
+            self._check_text(text, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """As transformers' own, with the source files and the `auto_map`."""

@@ -518,7 +518,7 @@ def test_bad_inputs_are_named():
                 "do_pad": False,
                 "size": {"height": 8, "width": 8},
             },
-            "`annotations` need .* with its own size; got Owlv2ImageProcessor.* and do_pad, size",
+            "`annotations` need .* as it was saved; got Owlv2ImageProcessor.* and options .'do_pad', 'size'.",
         ),
     ):
         with pytest.raises(ValueError, match=message):

@@ -144,7 +144,7 @@ def test_round_trip(processor, tmp_path):
         ({"videos": frames(2), "videos_kwargs": {"do_resize": False}}, "`videos_kwargs` has no reader"),
         (
             {"images": frames(1), "annotations": {"annotations": []}},
-            "`annotations` need an image processor that pads .*got CLIPImageProcessor",
+            "`annotations` need an image processor that pads .*got CLIPImageProcessor.* and options",
         ),
     ],
 )
