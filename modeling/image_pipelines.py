@@ -6,7 +6,6 @@ from types import GeneratorType
 import torch
 from PIL import Image
 from transformers import GenerationConfig
-from transformers.image_utils import load_image
 from transformers.pipelines import Pipeline, ZeroShotImageClassificationPipeline
 
 from .transformers_versions import pipeline_generate_kwargs
@@ -34,7 +33,7 @@ class _GeneratingPipeline(Pipeline):
             self.tokenizer.padding_side = "left"  # answers begin behind the prompt, in every row of a batch
 
     def _encode(self, image, text: str | None, is_question: bool, timeout: float | None):
-        image = load_image(str(image) if isinstance(image, Path) else image, timeout=timeout)
+        image = self.processor.to_rgb(image, timeout=timeout)
         if self.chats:
             content = [{"type": "image", "image": image}, {"type": "text", "text": text or self.default_question}]
             inputs = self.processor.apply_chat_template(
@@ -58,10 +57,14 @@ class _GeneratingPipeline(Pipeline):
         return self.model.generate(**inputs, **kwargs)
 
     @staticmethod
-    def _stream(items):
-        """A data set or a column of one as a generator, which pipelines know."""
-        is_one = isinstance(items, (str, Path, Image.Image, dict, list, tuple, GeneratorType))
-        return items if is_one else (item for item in items)
+    def _is_image(item) -> bool:
+        return isinstance(item, (str, Path, Image.Image)) or getattr(item, "ndim", None) in (2, 3)
+
+    def _stream(self, items):
+        """A data set or a column of one as a generator, which pipelines know; an array of images as a list."""
+        if self._is_image(items) or isinstance(items, (dict, list, tuple, GeneratorType)):
+            return items
+        return list(items) if hasattr(items, "ndim") else (item for item in items)
 
     def _decode(self, ids) -> list[str]:
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
@@ -91,7 +94,8 @@ class ImageToTextPipeline(_GeneratingPipeline):
         """Caption images.
 
         Args:
-            inputs (`str`, `PIL.Image.Image`, or a list, generator or data set of them): Paths, URLs, base64 or images.
+            inputs: An image, or a list, generator or data set of them, each as the processor's `to_rgb` takes it: a PIL image,
+                array, path, URL or base64 text.
             prompt (`str`, *optional*), max_new_tokens (`int`, *optional*), generate_kwargs (`dict`, *optional*): As above,
                 and everything that `generate` accepts.
             timeout (`float`, *optional*): Seconds to wait for a URL.
@@ -139,7 +143,7 @@ class VisualQuestionAnsweringPipeline(_GeneratingPipeline):
         """Answer questions about images.
 
         Args:
-            image: A path, URL, base64 text or image; a list of them (every question is asked of each); or rows with `image`
+            image: An image, as `to_rgb` takes it; a list of them (every question is asked of each); or rows with `image`
                 and `question`: one, a list, a generator or a data set.
             question (`str` or `list[str]`, *optional*): One or several.
             top_k (`int`, *optional*, defaults to 1): Answers per question, found by a beam search.
@@ -151,10 +155,10 @@ class VisualQuestionAnsweringPipeline(_GeneratingPipeline):
         """
         if image is None:
             raise ValueError("`image` is missing.")
-        one_image, one_question = isinstance(image, (str, Path, Image.Image)), isinstance(question, str)
+        one_image, one_question = self._is_image(image), isinstance(question, str)
         if question is None:
             first = image[0] if isinstance(image, (list, tuple)) and image else image
-            is_row = not isinstance(first, (str, Path, Image.Image))
+            is_row = not self._is_image(first)
             if not is_row or (isinstance(first, dict) and not {"image", "question"} <= first.keys()):
                 raise ValueError("`question` is missing: pass it beside `image`, or rows with `image` and `question`.")
             rows = image

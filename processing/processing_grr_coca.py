@@ -1,6 +1,5 @@
 """Processor of GRR-CoCa: images through transformers' CLIP image processor, texts through any tokenizer."""
 
-from .checks import check_images, check_text
 from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor
 
 
@@ -21,12 +20,11 @@ class GrrCocaProcessor(SelfContainedProcessor):
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
 
-    def validate_inputs(self, images=None, text=None, **kwargs) -> None:
-        super().validate_inputs(images=images, text=text, **kwargs)
-        if images is not None:
-            check_images(images)
-        if text is not None:
-            check_text(text, self.tokenizer, **kwargs)
+    def __call__(self, images=None, text=None, **kwargs):
+        """A batch of pictures, as [`~pictures.to_rgb`] takes them, texts, or both; options as for any processor."""
+        kwargs |= kwargs.pop("images_kwargs", None) or {}
+        images = None if images is None else self._pictures(images, kwargs)
+        return super().__call__(images=images, text=text, **kwargs)
 
 
 __all__ = ["GrrCocaProcessor"]

@@ -1,11 +1,10 @@
 """Processor of MaMMUT: images, videos, texts, and questions with answers."""
 
 import torch
-from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 
-from .checks import check_images, check_text, flatten, height_and_width
 from .detection_inputs import class_texts, detection_labels, select_detections
+from .pictures import flatten
 from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor
 from .video_frames import read_frames, split_clips
 
@@ -77,13 +76,14 @@ class MammutProcessor(SelfContainedProcessor):
         """Prepare a batch.
 
         Args:
-            images: PIL images, arrays or tensors with three channels, one or many.
+            images: One picture or many, as [`~pictures.to_rgb`] takes them: PIL images, arrays, tensors, paths, URLs.
             text (`str`, `list[str]` or `list[list[str]]`): Captions or caption prompts; or the classes of every image.
-            videos: One clip or a list: paths, lists of frames, or arrays `(frames, 3, height, width)`.
+            videos: One clip or a list: paths, lists of frames, or arrays `(frames, 3, height, width)`. Options of the image
+                processor hold for their frames.
             questions (`str` or `list[str]`): Instead of `text`: one per image or clip.
             answers (`str` or `list[str]`): One per question, for training.
             annotations (`dict` or `list[dict]`): Objects of every image in COCO's form, for training a detector: `annotations`
-                with `bbox` (left, top, width, height in pixels) and `category_id` (index of a class).
+                with `bbox` (left, top, width, height in pixels of the upright image) and `category_id` (index of a class).
             num_frames (`int`, *optional*), fps (`float`, *optional*): Instead of the processor's own.
             kwargs: As for any processor: `return_tensors`, `padding`, `truncation` (of `text`), ...
 
@@ -105,6 +105,12 @@ class MammutProcessor(SelfContainedProcessor):
             raise ValueError("`answers` need `questions`.")
         if annotations is not None and images is None:
             raise ValueError("`annotations` need `images`.")
+        if kwargs.get("videos_kwargs"):
+            raise ValueError(
+                "`videos_kwargs` has no reader: pass `num_frames`, `fps` and image options by themselves."
+            )
+        kwargs |= kwargs.pop("images_kwargs", None) or {}
+        images = None if images is None else self._pictures(images, kwargs)
         data: dict = {}
         if isinstance(text, (list, tuple)) and text and not isinstance(text[0], str):
             data |= self._tokenize_classes(
@@ -112,7 +118,8 @@ class MammutProcessor(SelfContainedProcessor):
             )
             text = None
         if annotations is not None:
-            sizes = [height_and_width(image) for image in flatten(images)]
+            self._check_padding(kwargs)
+            sizes = [(image.height, image.width) for image in flatten(images)]
             entries = [annotations] if isinstance(annotations, dict) else list(annotations)
             data["labels"] = detection_labels(entries, sizes, self.image_processor.size["height"])
         if images is not None or text is not None or (videos is None and questions is None and not data):
@@ -120,7 +127,7 @@ class MammutProcessor(SelfContainedProcessor):
         tensors = kwargs.get("return_tensors")
         if videos is not None:
             data["pixel_values_videos"] = self._read_videos(
-                videos, num_frames or self.num_frames, self.fps if fps is None else fps
+                videos, num_frames or self.num_frames, self.fps if fps is None else fps, kwargs
             )
         if questions is not None:
             data |= self._tokenize_questions(questions, answers, kwargs.get("padding", "longest"))
@@ -136,7 +143,7 @@ class MammutProcessor(SelfContainedProcessor):
                 f"`text` must list classes for every image, got {len(text)} lists for {len(list(flatten(images)))} images."
             )
         texts, count = class_texts(text, self.class_templates)
-        check_text(texts, self.tokenizer, truncation=truncation)
+        self._check_text(texts, truncation=truncation)
         padding = "longest" if padding is True else padding
         data = self.tokenizer(texts, padding=padding, truncation=truncation, return_tensors="pt")
         num_templates = len(self.class_templates)
@@ -165,7 +172,7 @@ class MammutProcessor(SelfContainedProcessor):
             outputs (`MammutObjectDetectionOutput`): Of [`MammutForObjectDetection`].
             threshold (`float`): Least score.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(images, 2)`, *optional*):
-                Height and width of the images before the processor, in pixels. Default: boxes stay shares of the longer side.
+                Height and width of the upright images before the processor, in pixels. Default: boxes stay shares of the longer side.
             text_labels (`list[list[str]]`, *optional*): The classes of every image.
             top_k (`int`): Most objects per image.
 
@@ -179,21 +186,17 @@ class MammutProcessor(SelfContainedProcessor):
         """
         return select_detections(outputs, threshold, target_sizes, text_labels, top_k)
 
-    def validate_inputs(self, images=None, text=None, **kwargs) -> None:
-        super().validate_inputs(images=images, text=text, **kwargs)
-        if images is not None:
-            check_images(images)
-        if text is not None:
-            check_text(text, self.tokenizer, **kwargs)
-
-    def _read_videos(self, videos, num_frames: int | None, fps: float | None) -> torch.Tensor:
+    def _read_videos(self, videos, num_frames: int | None, fps: float | None, kwargs: dict) -> torch.Tensor:
+        merged = self._merge_kwargs(PaddedTextKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        given = {name: value for name, value in merged["images_kwargs"].items() if name != "return_tensors"}
         clips = []
         for index, clip in enumerate(split_clips(videos)):
-            frames = read_frames(clip, num_frames, fps)
-            check_images(frames, name=f"videos[{index}]")
+            options = dict(given)
+            frames = self._pictures(read_frames(clip, num_frames, fps), options, f"videos[{index}]")
             # Resizing and cropping cost more than all else, also where they change nothing.
-            fits = {} if self._must_resize(frames) else {"do_resize": False, "do_center_crop": False}
-            clips.append(self.image_processor(frames, return_tensors="pt", **fits)["pixel_values"])
+            if not options and not self._must_resize(frames):
+                options = {"do_resize": False, "do_center_crop": False}
+            clips.append(self.image_processor(frames, return_tensors="pt", **options)["pixel_values"])
         if len({len(clip) for clip in clips}) > 1:
             raise ValueError(
                 f"`videos` have {sorted({len(clip) for clip in clips})} frames; a batch needs equally many. Set "
@@ -207,7 +210,17 @@ class MammutProcessor(SelfContainedProcessor):
         final = (size.get("shortest_edge"),) * 2
         if (crop["height"], crop["width"]) != final:
             return True
-        return any(not isinstance(frame, Image.Image) or frame.size != final for frame in frames)
+        return any(frame.size != final for frame in frames)
+
+    def _check_padding(self, options: dict) -> None:
+        """Boxes are shares of a square that is padded at the right and the bottom, as OWLv2's image processor does."""
+        pads = any(cls.__name__.startswith("Owlv2ImageProcessor") for cls in type(self.image_processor).__mro__)
+        changed = {"do_pad", "do_resize", "do_center_crop", "size", "crop_size"} & options.keys()
+        if not pads or not self.image_processor.do_pad or self.image_processor.do_center_crop or changed:
+            raise ValueError(
+                "`annotations` need an image processor that pads to a square and crops nothing (Owlv2ImageProcessor), as it was "
+                f"saved; got {type(self.image_processor).__name__} and options {sorted(changed)}."
+            )
 
     def _tokenize_questions(self, questions, answers, padding) -> dict:
         questions = [questions] if isinstance(questions, str) else list(questions)

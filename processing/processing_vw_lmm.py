@@ -1,13 +1,10 @@
 """Processor of VW-LMM: conversations with images become token ids with one placeholder per image patch."""
 
-from pathlib import Path
-
 from transformers import AddedToken, AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessingKwargs
 
-from .checks import check_images, flatten
+from .pictures import flatten
 from .self_contained_processor import SelfContainedProcessor
 
 
@@ -156,7 +153,8 @@ class VwLmmProcessor(SelfContainedProcessor):
         """Token ids and pixel values of texts with images.
 
         Args:
-            images: An image, a list of images in reading order, or a list of them for every text.
+            images: An image, a list of images in reading order, or a list of them for every text, each as [`~pictures.to_rgb`]
+                takes it: PIL images, arrays, tensors, paths, URLs.
             text (`str` or `list[str]`): Texts in which every image stands as `image_token`.
             kwargs: Options of tokenizers (`padding`, `padding_side`, `truncation`, `max_length`, `return_tensors`, ...) and of
                 the image processor.
@@ -264,8 +262,10 @@ class VwLmmProcessor(SelfContainedProcessor):
     def _image_features(self, texts: list[str], images, **kwargs) -> dict:
         """Pixel values of all images, once they match the texts."""
         counts = [text.count(self.image_token) for text in texts]
-        images = _opened(images)
         given = [] if images is None else list(flatten(images))
+        if given:
+            images = self._pictures(images, kwargs)
+            given = list(flatten(images))
         if isinstance(images, (list, tuple)) and images and all(isinstance(row, (list, tuple)) for row in images):
             per_text = [len(list(flatten(row))) if row else 0 for row in images]
             if len(per_text) != len(texts):
@@ -281,7 +281,6 @@ class VwLmmProcessor(SelfContainedProcessor):
             )
         if not given:
             return {}
-        check_images(given)
         return dict(self.image_processor(given, **kwargs))
 
     def _pad(self, rows, features: dict, labels=None, padding=False, return_tensors=None, **kwargs) -> BatchFeature:
@@ -300,13 +299,6 @@ class VwLmmProcessor(SelfContainedProcessor):
                 filler = [-100] * (len(ids) - len(row))
                 data["labels"].append(filler + row if side == "left" else row + filler)
         return BatchFeature(data, tensor_type=return_tensors)
-
-
-def _opened(images):
-    """Pictures in place of paths and addresses, decoded by Pillow: an image processor's own decoder depends on what is installed."""
-    if isinstance(images, (list, tuple)):
-        return [_opened(image) for image in images]
-    return load_image(str(images)) if isinstance(images, (str, Path)) else images
 
 
 def _image_of(block: dict):

@@ -43,7 +43,7 @@ def split_clips(videos) -> list:
         if not videos:
             raise ValueError("`videos` is empty; expected at least one clip.")
         first = videos[0]
-        if isinstance(first, Image.Image) or getattr(first, "ndim", None) == 3:
+        if isinstance(first, Image.Image) or getattr(first, "ndim", None) in (2, 3):
             return [videos]
         return list(videos)
     if getattr(videos, "ndim", None) == 5:

@@ -511,6 +511,15 @@ def test_bad_inputs_are_named():
             r"annotations\[0\].*object 0.*positive size",
         ),
         ({"annotations": {"annotations": []}}, "`annotations` need `images`"),
+        (
+            {
+                "images": picture,
+                "annotations": {"annotations": []},
+                "do_pad": False,
+                "size": {"height": 8, "width": 8},
+            },
+            "`annotations` need .* as it was saved; got Owlv2ImageProcessor.* and options .'do_pad', 'size'.",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             processor(**arguments, return_tensors="pt")
@@ -693,6 +702,19 @@ def test_the_command_draws_what_it_finds(tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--classes", "bus"])
     assert result.exit_code == 2
     assert "no detector" in result.output
+
+
+@needs_torchvision
+def test_boxes_of_a_picture_that_lies_on_its_side_are_upright():
+    processor = tiny_processor()
+    detector = Detector(tiny_detector(processor), processor)
+    upright = Image.effect_noise((30, 60), 80).convert("RGB")
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    lying.getexif()[0x0112] = 6
+    found, expected = (detector([picture], ["bus"], 0.0)[0] for picture in (lying, upright))
+    torch.testing.assert_close(found["boxes"], expected["boxes"])
+    assert found["boxes"][:, 3].max() > 30
+    assert draw_detections(lying, found).size == draw_detections(upright, expected).size
 
 
 def test_drawings_show_boxes_where_they_are():

@@ -74,11 +74,16 @@ def test_saves_and_loads_through_the_auto_class(processor, tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"images": [picture(), np.zeros((4, 4, 1), np.uint8)]}, r"`images\[1\]` has shape \(4, 4, 1\)"),
-        ({"images": np.zeros((4, 4, 2), np.uint8)}, r"`images\[0\]` has shape \(4, 4, 2\); expected three channels"),
-        ({"images": torch.zeros(4, 8, 8)}, r"`images\[0\]` has shape \(4, 8, 8\); expected three channels"),
-        ({"images": np.zeros((8, 8), np.uint8)}, r"`images\[0\]` has shape \(8, 8\)"),
-        ({"images": np.zeros((0, 8, 3), np.uint8)}, r"`images\[0\]` has size \(0, 8\)"),
+        ({"images": [picture(), np.zeros((6, 6, 2), np.uint8)]}, r"`images\[1\]` has shape \(6, 6, 2\); expected"),
+        (
+            {"images": torch.zeros(5, 8, 8)},
+            r"`images` has shape \(5, 8, 8\); expected \(height, width\), .* 1, 3 or 4 channels",
+        ),
+        ({"images": np.zeros(8, np.uint8)}, r"`images` has shape \(8,\)"),
+        (
+            {"images": np.zeros((0, 8, 3), np.uint8)},
+            r"`images` has shape \(0, 8, 3\); expected \(height, width\), both at least 1",
+        ),
         ({"images": [picture(size=(0, 4))]}, r"`images\[0\]` has size \(0, 4\)"),
         ({"images": []}, r"`images` is empty"),
         ({"text": []}, r"`text` is empty"),

@@ -71,6 +71,23 @@ def test_clips_are_their_frames(processor):
         assert torch.equal(processor(videos=clip, return_tensors="pt")["pixel_values_videos"][0], alone)
 
 
+def test_options_of_the_image_processor_hold_for_frames(processor):
+    noise = np.random.default_rng(0)
+    clip = [Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(4)]
+    for options in (
+        {"do_normalize": False},
+        {"size": {"shortest_edge": 24}},
+        {"images_kwargs": {"crop_size": {"height": 8, "width": 8}}},
+        {"image_mean": [0.5] * 3, "padding": "longest"},
+    ):
+        alone = processor(images=clip, return_tensors="pt", **options)["pixel_values"]
+        found = processor(videos=clip, questions="what is it?", return_tensors="pt", **options)["pixel_values_videos"]
+        assert torch.equal(found[0], alone)
+        assert alone.shape != (4, 3, 16, 16) or not torch.equal(
+            alone, processor(images=clip, return_tensors="pt").pixel_values
+        )
+
+
 def test_frames_are_sampled_uniformly(processor):
     batch = processor(videos=[frames(8), frames(2)], return_tensors="pt")["pixel_values_videos"]
     assert levels(batch[0], processor) == [10, 30, 50, 70]
@@ -123,7 +140,12 @@ def test_round_trip(processor, tmp_path):
         ({"videos": "missing.mp4"}, r"no file missing\.mp4"),
         ({"videos": 5}, "`videos` must be a path"),
         ({"videos": [np.zeros((4, 16, 16, 2), dtype=np.uint8)]}, r"`videos\[0\]\[0\]` has shape \(16, 16, 2\)"),
-        ({"images": np.zeros((16, 16), dtype=np.uint8)}, r"`images\[0\]` has shape"),
+        ({"images": np.zeros((16, 16, 2), dtype=np.uint8)}, r"`images` has shape"),
+        ({"videos": frames(2), "videos_kwargs": {"do_resize": False}}, "`videos_kwargs` has no reader"),
+        (
+            {"images": frames(1), "annotations": {"annotations": []}},
+            "`annotations` need an image processor that pads .*got CLIPImageProcessor.* and options",
+        ),
     ],
 )
 def test_bad_input_names_the_argument(processor, inputs, message):

@@ -196,7 +196,7 @@ def test_images_are_padded_to_squares_of_the_mean():
         ([[RED], [RED]], ["<image><image>", "a"], r"`text\[0\]` has 2 <image>, but `images\[0\]` has 1"),
         ([[RED]], ["<image>", "a"], "lists for 1 texts, got 2 texts"),
         (RED, None, "`text` is missing"),
-        (np.zeros((4, 4, 2)), "<image>", "expected three channels"),
+        (np.zeros((6, 6, 2)), "<image>", "expected .* 1, 3 or 4 channels"),
     ],
 )
 def test_bad_pairs(images, text, message):

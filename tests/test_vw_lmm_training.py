@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -49,7 +50,7 @@ from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.engine import RunArguments
 from triptych.training.stages import STAGES, Stage, StageArguments, load_stage, prepare_stage, run_stage
 from triptych.training.tokenizer import train_tokenizer
-from triptych.visual_words import readable, visual_word_map
+from triptych.visual_words import VisualWordMap, draw_png, readable, visual_word_map
 
 
 ROOT = Path(__file__).parents[1]
@@ -396,6 +397,15 @@ def test_maps_of_visual_words():
     shares = [heat.mean() for heat in found.heat.values()]
     assert shares == sorted(shares, reverse=True)
     assert [readable(token) for token in ("Ġred", "▁red", "<0x0A>", "Ċ")] == ["red", "red", "", "Ċ"]
+
+
+def test_words_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
+    heat = {"$$": np.full((2, 2), 0.5), "$a_b$": np.full((2, 2), 0.25)}
+    found = VisualWordMap(
+        Image.new("RGB", (16, 16)), [["$$"], ["$x^$"], ["\\frac"], ["a"]], np.full((4, 1), 0.5), heat
+    )
+    draw_png(found, tmp_path / "words.png")
+    assert Image.open(tmp_path / "words.png").size[0] > 500
 
 
 def test_visual_words_of_another_model_are_refused(tmp_path):

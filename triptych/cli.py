@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import typer
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import triptych  # noqa: F401  (registers the models)
+from triptych.processing.pictures import to_rgb
 
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ def _print_json(content: Any) -> None:
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(image)
     except FileNotFoundError:
         _fail(f"There is no image {path}.")
     except Exception as error:  # Pillow's plugins raise what they like

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from triptych.modeling.modeling_mammut_detection import MammutForObjectDetection
+from triptych.processing.pictures import to_rgb
 from triptych.processing.processing_mammut import MammutProcessor
 
 
@@ -58,7 +59,8 @@ class Detector:
         self, images: Sequence[Image.Image], classes: Sequence[str], threshold: float = 0.1, top_k: int = 300
     ) -> list[dict[str, Any]]:
         """Objects of every image, as `post_process_grounded_object_detection` returns them."""
-        pixel_values = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        images = [to_rgb(image) for image in images]  # upright: boxes are in pixels of what the model sees
+        pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
         outputs = self.model(
             pixel_values=pixel_values.to(self.model.device),
             class_embeds=self.class_embeds(classes),
@@ -88,8 +90,9 @@ def draw_detections(image: Image.Image, detections: dict[str, Any], least_side: 
         detections (`dict`): Its entry of the results, in pixels of the image, with `text_labels`.
         least_side (`int`): Longer side of the drawing, at least, in pixels.
     """
+    image = to_rgb(image)
     factor = max(1.0, least_side / max(image.size))
-    drawn = image.convert("RGB").resize((round(image.width * factor), round(image.height * factor)))
+    drawn = image.resize((round(image.width * factor), round(image.height * factor)))
     canvas = ImageDraw.Draw(drawn)
     size = max(12, max(drawn.size) // 45)
     font = ImageFont.load_default(size)

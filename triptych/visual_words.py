@@ -107,7 +107,7 @@ def draw_png(found: VisualWordMap, path: Path) -> None:
         row, column = divmod(index, side)
         axis.text(
             column + 0.5, row + 0.5, names[0], ha="center", va="center", fontsize=min(9, 70 / side), weight="bold",
-            alpha=float(0.25 + 0.75 * probabilities[0]),
+            alpha=float(0.25 + 0.75 * probabilities[0]), parse_math=False,
         )  # fmt: skip
     axis.set(xticks=range(side + 1), yticks=range(side + 1), xticklabels=[], yticklabels=[])
     axis.grid(color="0.7", linewidth=0.4)
@@ -121,7 +121,7 @@ def draw_png(found: VisualWordMap, path: Path) -> None:
         small.imshow(
             heat, extent=(0, side, side, 0), cmap="magma", alpha=0.75, vmin=0, vmax=max(float(heat.max()), 1e-6)
         )
-        small.set_title(f"{name}\n{heat.mean():.1%}, up to {heat.max():.0%}", fontsize=9)
+        small.set_title(f"{name}\n{heat.mean():.1%}, up to {heat.max():.0%}", fontsize=9, parse_math=False)
     right.suptitle("words with the greatest share, and where they are", fontsize=10)
     figure.savefig(path, dpi=110)
 

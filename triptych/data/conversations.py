@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from triptych.data.pictures import decode_image
 from triptych.data.questions import most_common_answer
 from triptych.data.splits import load_splits
+from triptych.processing.pictures import to_rgb
 from triptych.processing.processing_vw_lmm import VwLmmProcessor
 
 
@@ -35,7 +36,7 @@ def _messages_of(row: dict[str, Any], index: int) -> list[dict[str, Any]]:
 
 def _decode(image: Any, index: int) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image, f"image of row {index}")
     return decode_image({"path": str(image), "bytes": None} if isinstance(image, Path) else image, index)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image, ImageOps
+from PIL import Image
+
+from triptych.processing.pictures import to_rgb
 
 
 class CorruptImageError(ValueError):
@@ -22,7 +24,7 @@ def decode_image(image: dict[str, Any] | None, row: int) -> Image.Image:
     try:
         source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])  # type: ignore[index]
         with Image.open(source) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return to_rgb(opened)
     except Exception as error:  # Pillow's plugins raise what they like, decompression bombs included
         name = (image or {}).get("path") or "without a file name"
         raise CorruptImageError(f"Image {name} (row {row}) cannot be read: {error}") from error

@@ -1,8 +1,7 @@
 """BLEU-1 to BLEU-4 and CIDEr-D of captions against several true ones, as the COCO caption evaluation computes them."""
 
-import math
 import re
-from collections import Counter
+import unicodedata
 
 import datasets
 import evaluate
@@ -14,8 +13,10 @@ arXiv 1411.5726, section 6): the mean over n = 1..4 of the cosine between TF-IDF
 penalty for lengths that differ (sigma = 6), times 10. Document frequencies come from the true captions of this call, one document per
 image: compare CIDEr-D of the same images only.
 
-Captions become lower-case words without punctuation. The COCO script uses Stanford's PTB tokenizer (Java), which splits a few
-words more ("don't" into "do n't"); give it tokenised texts to reproduce its numbers exactly.
+Captions become lower-case words without punctuation; every emoji is a word. The COCO script uses Stanford's PTB tokenizer (Java), which
+splits a few words more ("don't" into "do n't"); give it tokenised texts to reproduce its numbers exactly. Chinese, Japanese and Thai
+have no spaces: a whole phrase counts as one word, unless the texts come with spaces between words. CIDEr-D needs several images:
+n-grams that all of them share weigh nothing, so of one image it is 0.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -30,79 +31,15 @@ Returns:
 _CITATION = """@inproceedings{cider, title={{CIDEr}: Consensus-based Image Description Evaluation}, booktitle={CVPR}, year={2015},
 author={Vedantam, Ramakrishna and Zitnick, C. Lawrence and Parikh, Devi}}"""
 
-_ORDERS = range(1, 5)
-_SIGMA = 6.0
-
 
 def words_of(caption: str) -> list[str]:
-    """Lower-case words; marks inside a word ("t-shirt", "man's") stay."""
-    return re.findall(r"\w+(?:[-']\w+)*", caption.lower())
-
-
-def _ngrams(words: list[str], order: int) -> Counter:
-    return Counter(tuple(words[start : start + order]) for start in range(len(words) - order + 1))
-
-
-def bleu(predictions: list[list[str]], references: list[list[list[str]]]) -> list[float]:
-    """Corpus BLEU of orders 1 to 4.
-
-    Args:
-        predictions (`list[list[str]]`): Words of one caption per image.
-        references (`list[list[list[str]]]`): Words of the true captions of every image.
-    """
-    matches, candidates = Counter[int](), Counter[int]()
-    length, true_length = 0, 0
-    for words, true in zip(predictions, references, strict=True):
-        length += len(words)
-        true_length += min((abs(len(other) - len(words)), len(other)) for other in true)[1]
-        for order in _ORDERS:
-            found = _ngrams(words, order)
-            most = Counter[tuple]()
-            for other in true:
-                most |= _ngrams(other, order)
-            matches[order] += (found & most).total()
-            candidates[order] += found.total()
-    if not matches[1]:
-        return [0.0] * len(_ORDERS)
-    penalty = min(1.0, math.exp(1 - true_length / length))
-    scores, product = [], 1.0
-    for order in _ORDERS:
-        product *= matches[order] / max(candidates[order], 1)
-        scores.append(penalty * product ** (1 / order))
-    return scores
-
-
-def cider_d(predictions: list[list[str]], references: list[list[list[str]]]) -> float:
-    """Mean CIDEr-D; arguments as of [`bleu`]."""
-    documents = Counter[tuple]()
-    for true in references:
-        documents.update({ngram for words in true for order in _ORDERS for ngram in _ngrams(words, order)})
-    log_images = math.log(len(references))
-
-    def vector(words: list[str], order: int) -> tuple[dict[tuple, float], float]:
-        weights = {
-            ngram: count * (log_images - math.log(max(1, documents[ngram])))
-            for ngram, count in _ngrams(words, order).items()
-        }
-        return weights, math.sqrt(sum(weight**2 for weight in weights.values()))
-
-    total = 0.0
-    for words, true in zip(predictions, references, strict=True):
-        score = 0.0
-        for order in _ORDERS:
-            found, norm = vector(words, order)
-            for other in true:
-                wanted, other_norm = vector(other, order)
-                if not norm or not other_norm:
-                    continue
-                product = sum(
-                    min(weight, wanted.get(ngram, 0.0)) * wanted.get(ngram, 0.0) for ngram, weight in found.items()
-                )
-                # Lengths are counted in bigrams: a caption of one word is as long as an empty one.
-                gap = max(len(words) - 1, 0) - max(len(other) - 1, 0)
-                score += product / (norm * other_norm) * math.exp(-(gap**2) / (2 * _SIGMA**2)) / len(true)
-        total += 10 * score / len(_ORDERS)
-    return total / len(predictions)
+    """Lower-case words with their vowel signs and accents; marks inside a word ("t-shirt", "man's") stay. A symbol is a word."""
+    text = unicodedata.normalize("NFC", caption).lower().replace("\u2019", "'")
+    kinds = {"L": "w", "N": "w", "M": "m", "So": "s"}  # letters and numbers, what belongs to the one before, emoji
+    joiners = {"_": "w", "-": "-", "'": "'", "\u200c": "m", "\u200d": "m"}
+    categories = [(sign, unicodedata.category(sign)) for sign in text]
+    shape = "".join(joiners.get(sign) or kinds.get(kind) or kinds.get(kind[0], " ") for sign, kind in categories)
+    return [text[slice(*word.span())] for word in re.finditer(r"w[wm]*(?:[-']w[wm]*)*|s", shape)]
 
 
 class CaptionScores(evaluate.Metric):
@@ -120,10 +57,22 @@ class CaptionScores(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        try:
+            from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+            from pycocoevalcap.cider.cider_scorer import CiderScorer
+        except ImportError as error:
+            raise ImportError("BLEU and CIDEr-D need pycocoevalcap: pip install 'triptych[train]'.") from error
         for index, true in enumerate(references):
             if not true:
                 raise ValueError(f"`references` holds no caption for image {index}.")
-        found = [words_of(text) for text in predictions]
-        wanted = [[words_of(text) for text in true] for true in references]
-        scores = {f"bleu_{order}": score for order, score in zip(_ORDERS, bleu(found, wanted), strict=True)}
-        return scores | {"cider_d": cider_d(found, wanted)}
+        if not any(words_of(text) for true in references for text in true):
+            raise ValueError(f"`references` hold no word (of {len(references)} images); expected captions.")
+        bleu, cider = BleuScorer(n=4), CiderScorer()
+        for prediction, true in zip(predictions, references, strict=True):
+            pair = " ".join(words_of(prediction)), [" ".join(words_of(text)) for text in true]
+            bleu += pair
+            cider += pair
+        scores = {
+            f"bleu_{order}": score for order, score in enumerate(bleu.compute_score(option="closest")[0], start=1)
+        }
+        return scores | {"cider_d": float(cider.compute_score()[0])}
