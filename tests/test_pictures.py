@@ -15,9 +15,9 @@ from transformers import CLIPImageProcessor
 from tests.conftest import PAIRS, tiny_mammut_processor, tiny_processor, tiny_vw_lmm_processor
 from tests.test_hub import ask_a_stranger
 from triptych import cli, pipeline
+from triptych.data.conversations import ConversationDataset
+from triptych.data.pictures import decode_image
 from triptych.processing.pictures import to_rgb
-from triptych.training.conversations import ConversationDataset
-from triptych.data.pairs import decode_image
 
 
 WHITE, BLACK, RED, BLUE = [255, 255, 255], [0, 0, 0], [255, 0, 0], [0, 0, 255]
