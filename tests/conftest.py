@@ -42,6 +42,12 @@ def load_example(name: str) -> ModuleType:
     return script
 
 
+def argument_classes(script: ModuleType) -> tuple[type, ...]:
+    """The dataclasses that a script of `examples/` parses its arguments into, in its order."""
+    (call,) = re.findall(r"HfArgumentParser\(\((.*?)\)\)", Path(script.__file__).read_text(encoding="utf-8"))
+    return tuple(getattr(script, name.strip()) for name in call.split(","))
+
+
 CAPTIONS = [
     "a red heart",
     "a green apple",

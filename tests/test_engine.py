@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from tests.conftest import CAPTIONS, load_example, tiny_model, tiny_processor
+from tests.conftest import argument_classes, load_example, tiny_model, tiny_processor
 from tests.processes import logged_losses
 from triptych.data.orders import EpochSampler, GroupedSampler, LengthGroupedSampler
 from triptych.data.pairs import PairCollator
@@ -23,6 +23,7 @@ from triptych.training.engine import Engine, RunArguments, Task
 
 
 ROOT = Path(__file__).parents[1]
+CAPTIONS = ("a red heart", "an apple", "a blue one")
 
 
 class Squares(Dataset):
@@ -33,7 +34,7 @@ class Squares(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         picture = Image.new("RGB", (20, 20), (30 * index, 0, 200))
-        return {"image": picture, "caption": CAPTIONS[index % len(CAPTIONS)], "num_skipped": int(index == 3)}
+        return {"image": picture, "caption": CAPTIONS[index % 3], "num_skipped": int(index == 3)}
 
 
 def task_of(**fields) -> Task:
@@ -216,8 +217,7 @@ SCRIPTS = ("pretrain", "finetune_vqa", "finetune_video_qa", "finetune_detection"
 def test_no_argument_is_accepted_and_ignored(script):
     """Every argument that a script offers is read by it, or by the room that it hands its arguments to."""
     module = load_example(script)
-    found = [each for each in vars(module).values() if isinstance(each, type) and dataclasses.is_dataclass(each)]
-    offered = {each.name for kind in found if kind.__name__.endswith("Arguments") for each in dataclasses.fields(kind)}
+    offered = {each.name for kind in argument_classes(module) for each in dataclasses.fields(kind)}
     tree = ast.parse((ROOT / "examples" / f"{script}.py").read_text(encoding="utf-8"))
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     read |= names_read(ROOT / "triptych" / "training") | {"report_to"}

@@ -194,7 +194,7 @@ def test_the_script_refuses_what_nobody_could_load(tmp_path):
     result = run(*base, "--task", "caption", *push, folder=tmp_path)
     assert "`hub_model_id` needs `base_model_id`: base is a folder here" in result.stderr
     result = run(*base, "--task", "vqa", folder=tmp_path)
-    assert "GrrCocaProcessor knows no questions" in result.stderr
+    assert "is a GrrCocaProcessor, which knows no questions" in result.stderr
     assert not (tmp_path / "adapter" / "README.md").exists()
 
 

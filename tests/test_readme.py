@@ -10,7 +10,15 @@ from transformers import CLIPImageProcessor, HfArgumentParser
 from typer.testing import CliRunner
 
 import triptych
-from tests.conftest import CAPTIONS, load_example, mammut_pair, run_card_snippet, tiny_mammut, tiny_mammut_processor
+from tests.conftest import (
+    CAPTIONS,
+    argument_classes,
+    load_example,
+    mammut_pair,
+    run_card_snippet,
+    tiny_mammut,
+    tiny_mammut_processor,
+)
 from tests.test_detection import needs_torchvision, save_detector
 from tests.test_hub import CARD
 from tests.test_vw_lmm_training import write_towers
@@ -82,14 +90,16 @@ def test_commands_name_real_flags_and_targets():
     pretrain = load_example("pretrain")
     command = re.search(r"<!-- command: train -->\n```bash\n(.*?)```", README, re.DOTALL).group(1)
     arguments = shlex.split(command)[2:]
-    (parsed,) = HfArgumentParser(pretrain.Arguments).parse_args_into_dataclasses(arguments)
+    *_, parsed = HfArgumentParser(argument_classes(pretrain)).parse_args_into_dataclasses(arguments)
     assert parsed.num_epochs == 30
     text = (ROOT / "docs" / "mammut.md").read_text(encoding="utf-8")
     commands = re.search(r"<!-- command: detect -->\n```bash\n(.*?)```", text, re.DOTALL).group(1)
     for line in commands.replace("\\\n", " ").strip().splitlines():
         _, path, *arguments = shlex.split(line)
         script = load_example(Path(path).stem)
-        HfArgumentParser(script.Arguments).parse_args_into_dataclasses(arguments)  # which refuses unknown flags
+        HfArgumentParser(argument_classes(script)).parse_args_into_dataclasses(
+            arguments
+        )  # which refuses unknown flags
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)

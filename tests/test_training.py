@@ -44,7 +44,7 @@ def pictures(tmp_path_factory) -> Path:
             name, colour = rng.choice(list(colours.items()))
             shade = tuple(min(255, max(0, value + rng.randint(-20, 20))) for value in colour)
             Image.new("RGB", (32, 32), shade).save(folder / f"{index:02}.png")
-            writer.writerow([f"{index:02}.png", f"a {name} square for $$"])
+            writer.writerow([f"{index:02}.png", f"a {name} $$"])
     return folder
 
 

@@ -1,12 +1,11 @@
 """Pictures of visual words: which word of the language model's vocabulary every image patch stands for."""
 
 import base64
-import html
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import torch
 from PIL import Image
@@ -126,60 +125,6 @@ def draw_png(found: VisualWordMap, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-_PAGE = """\
-<!doctype html><meta charset="utf-8"><title>Visual words</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222 }}
-main {{ display: flex; gap: 2rem; flex-wrap: wrap }}
-#image {{ position: relative; width: 36rem; height: 36rem; background: url({image}) 0 0 / cover }}
-#grid {{ position: absolute; inset: 0; display: grid; grid-template-columns: repeat({side}, 1fr) }}
-#grid div {{ outline: 1px solid #0002; display: flex; align-items: center; justify-content: center; overflow: hidden;
-  font-weight: 600; font-size: calc(22rem / {side} / 5); text-shadow: 0 0 3px #fff, 0 0 3px #fff }}
-button {{ display: block; width: 100%; text-align: left; border: 0; background: none; padding: .2rem .5rem; font: inherit; cursor: pointer }}
-button[aria-pressed=true] {{ background: #ffd54a }}
-table {{ border-collapse: collapse }} td {{ padding: .1rem .8rem .1rem 0 }}
-</style>
-<h1>Visual words of {name}</h1>
-<p>Every patch shows its most probable word, as opaque as it is probable. Point at a patch for its other words; choose a word to
-see where it is.</p>
-<main><div id="image"><div id="grid"></div></div>
-<div><h2>Words</h2><div id="words"></div><h2>Patch</h2><table id="patch"></table></div></main>
-<script>
-const patches = {patches}, heat = {heat};
-const grid = document.getElementById("grid"), words = document.getElementById("words"), table = document.getElementById("patch");
-const cells = patches.map(patch => {{
-  const cell = grid.appendChild(document.createElement("div"));
-  cell.onmouseenter = () => table.replaceChildren(...patch.map(([word, p]) => {{
-    const row = document.createElement("tr");
-    row.append(...[word || "(no visible text)", (100 * p).toFixed(1) + " %"].map(text => {{
-      const data = document.createElement("td"); data.textContent = text; return data;
-    }}));
-    return row;
-  }}));
-  return cell;
-}});
-let chosen = null;
-function show() {{
-  cells.forEach((cell, i) => {{
-    const [word, p] = patches[i][0], map = chosen && heat[chosen];
-    cell.textContent = map ? "" : word;
-    cell.style.color = `rgba(0,0,0,${{0.25 + 0.75 * p}})`;
-    cell.style.background = map ? `rgba(200,30,60,${{map[i] / Math.max(...map)}})` : "none";
-  }});
-  [...words.children].forEach(b => b.setAttribute("aria-pressed", b.dataset.word === chosen));
-}}
-for (const word of Object.keys(heat)) {{
-  const button = words.appendChild(document.createElement("button"));
-  const share = heat[word].reduce((a, b) => a + b, 0) / heat[word].length;
-  button.textContent = `${{word}}  ${{(100 * share).toFixed(1)}} %`;
-  button.dataset.word = word;
-  button.onclick = () => {{ chosen = chosen === word ? null : word; show(); }};
-}}
-show();
-</script>
-"""
-
-
 def draw_html(found: VisualWordMap, path: Path, name: str) -> None:
     """A page of one file: the image with its words, all words of the patch under the pointer, a heat map per word."""
     buffer = io.BytesIO()
@@ -190,17 +135,11 @@ def draw_html(found: VisualWordMap, path: Path, name: str) -> None:
     ]
     heat = {word: [round(float(p), 6) for p in values.ravel()] for word, values in found.heat.items()}
 
-    def script(value: object) -> str:
-        return json.dumps(value).replace("<", "\\u003c")  # a word may be "</script>"
-
-    page = _PAGE.format(
-        image="data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),
-        side=found.grid,
-        name=html.escape(name),
-        patches=script(patches),
-        heat=script(heat),
-    )
-    path.write_text(page, encoding="utf-8")
+    template = Path(__file__).with_suffix(".html.jinja").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
+    picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    html = page.render(image=picture, side=found.grid, name=name, patches=patches, heat=heat)
+    path.write_text(html, encoding="utf-8")
 
 
 __all__ = ["VisualWordMap", "draw_html", "draw_png", "readable", "visual_word_map"]

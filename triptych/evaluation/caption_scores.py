@@ -1,13 +1,5 @@
-"""BLEU-1 to BLEU-4 and CIDEr-D of captions against several true ones, as the COCO caption evaluation computes them."""
+"""BLEU-1 to BLEU-4 and CIDEr-D of captions against several true ones, as the COCO caption evaluation computes them.
 
-import re
-import unicodedata
-
-import datasets
-import evaluate
-
-
-_DESCRIPTION = """\
 BLEU (Papineni et al. 2002) of the whole corpus, with the length of the closest true caption, and CIDEr-D (Vedantam et al. 2015,
 arXiv 1411.5726, section 6): the mean over n = 1..4 of the cosine between TF-IDF vectors of n-grams, clipped, with a Gaussian
 penalty for lengths that differ (sigma = 6), times 10. Document frequencies come from the true captions of this call, one document per
@@ -19,17 +11,13 @@ have no spaces: a whole phrase counts as one word, unless the texts come with sp
 n-grams that all of them share weigh nothing, so of one image it is 0.
 """
 
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions (`list[str]`): One caption per image.
-    references (`list[list[str]]`): The true captions of every image, at least one.
+import re
+import unicodedata
+from typing import ClassVar
 
-Returns:
-    `bleu_1` to `bleu_4`, between 0 and 1, and `cider_d`, between 0 and 10.
-"""
+import datasets
 
-_CITATION = """@inproceedings{cider, title={{CIDEr}: Consensus-based Image Description Evaluation}, booktitle={CVPR}, year={2015},
-author={Vedantam, Ramakrishna and Zitnick, C. Lawrence and Parikh, Devi}}"""
+from triptych.evaluation.described_metric import DescribedMetric
 
 
 def words_of(caption: str) -> list[str]:
@@ -42,21 +30,24 @@ def words_of(caption: str) -> list[str]:
     return [text[slice(*word.span())] for word in re.finditer(r"w[wm]*(?:[-']w[wm]*)*|s", shape)]
 
 
-class CaptionScores(evaluate.Metric):
-    """See the description of the module."""
+class CaptionScores(DescribedMetric):
+    """See the module."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-            ),
-            reference_urls=["https://github.com/tylin/coco-caption"],
-        )
+    features: ClassVar = {
+        "predictions": datasets.Value("string"),
+        "references": datasets.Sequence(datasets.Value("string")),
+    }
+    source = "https://github.com/tylin/coco-caption"
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        """
+        Args:
+            predictions (`list[str]`): One caption per image.
+            references (`list[list[str]]`): The true captions of every image, at least one.
+
+        Returns:
+            `bleu_1` to `bleu_4`, between 0 and 1, and `cider_d`, between 0 and 10.
+        """
         try:
             from pycocoevalcap.bleu.bleu_scorer import BleuScorer
             from pycocoevalcap.cider.cider_scorer import CiderScorer

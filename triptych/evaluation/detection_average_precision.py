@@ -1,36 +1,16 @@
-"""Average precision of detections as COCO and LVIS report it, also for groups of classes such as base and novel ones."""
+"""Average precision of detections as COCO and LVIS report it, also for groups of classes such as base and novel ones.
 
-from typing import Any
-
-import datasets
-import evaluate
-import numpy as np
-
-
-_DESCRIPTION = """\
 COCO's average precision of boxes (Lin et al. 2014, arXiv 1405.0312) by faster-coco-eval, a fast equal of pycocotools, and its mean over
 groups of classes: base and novel ones, or LVIS's rare, common and frequent ones (Gupta et al. 2019, arXiv 1908.03195). A class without
 an object in the references counts nowhere.
 """
 
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions (`list[dict]`): One per image: `boxes` (left, top, right, bottom in pixels), `scores`, `labels` (indices of classes).
-    references (`list[dict]`): One per image: `boxes`, `labels`, `areas` (in pixels, for the sizes) and `is_crowd` (objects that a
-        detection may match without gain or loss). With the configuration "lvis" also `negative_labels` (classes that were looked for
-        and not found) and `not_exhaustive_labels` (classes of which objects may be missing).
-    groups (`dict[str, list[int]]`, *optional*): Classes of every group.
-    max_detections (`int`): Best detections that count: of every class in an image, as COCO has it; with "lvis" of all classes in an
-        image together. COCO takes 100, LVIS 300.
+from typing import Any
 
-Returns:
-    `ap` (mean over IoU 0.50 to 0.95), `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and for every group `ap_<group>` and
-    `ap50_<group>`, between 0 and 1; NaN where no class has an object.
-"""
+import datasets
+import numpy as np
 
-_CITATION = """@inproceedings{coco, title={Microsoft COCO: Common Objects in Context}, booktitle={ECCV}, year={2014}, author={Lin,
-Tsung-Yi and Maire, Michael and Belongie, Serge and Hays, James and Perona, Pietro and Ramanan, Deva and Doll{\\'a}r, Piotr and Zitnick,
-C. Lawrence}}"""
+from triptych.evaluation.described_metric import DescribedMetric
 
 
 def _coco(
@@ -93,31 +73,21 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-class DetectionAveragePrecision(evaluate.Metric):
-    """See the description of the module."""
+class DetectionAveragePrecision(DescribedMetric):
+    """See the module; `config_name` is "default" or "lvis"."""
 
-    def _info(self) -> evaluate.MetricInfo:
+    source = "https://cocodataset.org/#detection-eval"
+
+    def inputs(self) -> dict[str, Any]:
         if self.config_name not in ("default", "lvis"):
             raise ValueError(f'`config_name` must be "default" or "lvis", got {self.config_name!r}.')
         boxes = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
         whole, real = datasets.Sequence(datasets.Value("int64")), datasets.Sequence(datasets.Value("float32"))
-        references = {
-            "boxes": boxes,
-            "labels": whole,
-            "areas": real,
-            "is_crowd": datasets.Sequence(datasets.Value("bool")),
-        }
+        crowd = datasets.Sequence(datasets.Value("bool"))
+        references = {"boxes": boxes, "labels": whole, "areas": real, "is_crowd": crowd}
         if self.config_name == "lvis":
             references |= {"negative_labels": whole, "not_exhaustive_labels": whole}
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {"predictions": {"boxes": boxes, "scores": real, "labels": whole}, "references": references}
-            ),
-            reference_urls=["https://cocodataset.org/#detection-eval", "https://www.lvisdataset.org/"],
-        )
+        return {"predictions": {"boxes": boxes, "scores": real, "labels": whole}, "references": references}
 
     def _compute(
         self,
@@ -126,6 +96,20 @@ class DetectionAveragePrecision(evaluate.Metric):
         groups: dict[str, list[int]] | None = None,
         max_detections: int = 100,
     ) -> dict[str, float]:
+        """
+        Args:
+            predictions (`list[dict]`): One per image: `boxes` (left, top, right, bottom in pixels), `scores`, `labels` (indices of classes).
+            references (`list[dict]`): One per image: `boxes`, `labels`, `areas` (in pixels, for the sizes) and `is_crowd` (objects that a
+                detection may match without gain or loss). With the configuration "lvis" also `negative_labels` (classes that were looked for
+                and not found) and `not_exhaustive_labels` (classes of which objects may be missing).
+            groups (`dict[str, list[int]]`, *optional*): Classes of every group.
+            max_detections (`int`): Best detections that count: of every class in an image, as COCO has it; with "lvis" of all classes in an
+                image together. COCO takes 100, LVIS 300.
+
+        Returns:
+            `ap` (mean over IoU 0.50 to 0.95), `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and for every group `ap_<group>` and
+            `ap50_<group>`, between 0 and 1; NaN where no class has an object.
+        """
         try:
             from faster_coco_eval import COCO, COCOeval_faster
         except ImportError as error:

@@ -1,30 +1,17 @@
-"""Recall@k of retrieval with any number of right candidates per query, such as the five captions of an image."""
+"""Recall@k of retrieval with any number of right candidates per query, such as the five captions of an image.
 
-from collections.abc import Sequence
-
-import datasets
-import evaluate
-import numpy as np
-
-
-_DESCRIPTION = """\
 Recall@k as image-text retrieval reports it (Karpathy & Fei-Fei 2015, arXiv 1412.2306): the share of queries with a right candidate
 among the k of highest score, and the median rank of the first right one. Equal scores count against the right candidate, so a constant
 score is not a perfect one.
 """
 
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions (`list[list[float]]`): Scores of all candidates, one row per query.
-    references (`list[list[int]]`): Indices of the right candidates of every query, at least one.
-    ks (`list[int]`): Numbers of candidates to look at.
+from collections.abc import Sequence
+from typing import ClassVar
 
-Returns:
-    `recall@k` for every k, between 0 and 1, and `median_rank`, from 1.
-"""
+import datasets
+import numpy as np
 
-_CITATION = """@inproceedings{karpathy2015, title={Deep Visual-Semantic Alignments for Generating Image Descriptions},
-booktitle={CVPR}, year={2015}, author={Karpathy, Andrej and Fei-Fei, Li}}"""
+from triptych.evaluation.described_metric import DescribedMetric
 
 
 def ranks_of_first(scores: Sequence[np.ndarray] | np.ndarray, right: Sequence[Sequence[int]]) -> np.ndarray:
@@ -56,24 +43,25 @@ def recalls(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, floa
     return {f"recall@{k}": float((ranks < k).mean()) for k in ks} | {"median_rank": float(np.median(ranks)) + 1}
 
 
-class RetrievalRecall(evaluate.Metric):
-    """See the description of the module."""
+class RetrievalRecall(DescribedMetric):
+    """See the module."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float32")),
-                    "references": datasets.Sequence(datasets.Value("int64")),
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/1412.2306"],
-        )
+    features: ClassVar = {
+        "predictions": datasets.Sequence(datasets.Value("float32")),
+        "references": datasets.Sequence(datasets.Value("int64")),
+    }
+    source = "https://arxiv.org/abs/1412.2306"
 
     def _compute(
         self, predictions: list[list[float]], references: list[list[int]], ks: tuple[int, ...] = (1, 5, 10)
     ) -> dict[str, float]:
+        """
+        Args:
+            predictions (`list[list[float]]`): Scores of all candidates, one row per query.
+            references (`list[list[int]]`): Indices of the right candidates of every query, at least one.
+            ks (`list[int]`): Numbers of candidates to look at.
+
+        Returns:
+            `recall@k` for every k, between 0 and 1, and `median_rank`, from 1.
+        """
         return recalls(ranks_of_first([np.asarray(row) for row in predictions], references), ks)

@@ -1,32 +1,19 @@
-"""Accuracy of open-ended visual question answering, with the answer normalisation of the VQA challenge."""
+"""Accuracy of open-ended visual question answering, with the answer normalisation of the VQA challenge.
 
-import itertools
-import re
-from collections import defaultdict
-
-import datasets
-import evaluate
-
-
-_DESCRIPTION = """\
 Accuracy of open-ended answers (Antol et al. 2015, arXiv 1505.00468, section 5): an answer counts min(matches / 3, 1) against
 the human answers, averaged over all sets that leave one human out. With fewer than four reference answers, one match is enough.
 Answers are normalised first: case, punctuation, articles, number words, missing apostrophes.
 """
 
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions (`list[str]`): One answer per question.
-    references (`list[list[str]]`): The true answers of every question; ten in VQAv2, one in most others.
-    answer_types (`list[str]`, *optional*): A kind per question ("yes/no", "number", "other"): adds an accuracy per kind.
+import itertools
+import re
+from collections import defaultdict
+from typing import ClassVar
 
-Returns:
-    `vqa_accuracy`, and `vqa_accuracy_<type>` for every type: means between 0 and 1.
-"""
+import datasets
 
-_CITATION = """@inproceedings{VQA, title={{VQA}: Visual Question Answering}, booktitle={ICCV}, year={2015},
-author={Antol, Stanislaw and Agrawal, Aishwarya and Lu, Jiasen and Mitchell, Margaret and Batra, Dhruv and Zitnick, C. Lawrence
-and Parikh, Devi}}"""
+from triptych.evaluation.described_metric import DescribedMetric
+
 
 _NUMBERS = {"none": "0"} | {
     word: str(number)
@@ -98,26 +85,27 @@ def answer_accuracy(prediction: str, references: list[str]) -> float:
     return sum(min(count / 3, 1.0) for count in left_out) / len(wanted)
 
 
-class VqaAccuracy(evaluate.Metric):
-    """See the description of the module."""
+class VqaAccuracy(DescribedMetric):
+    """See the module."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
-            reference_urls=["https://visualqa.org/evaluation.html"],
-        )
+    features: ClassVar = {
+        "predictions": datasets.Value("string"),
+        "references": datasets.Sequence(datasets.Value("string")),
+    }
+    source = "https://visualqa.org/evaluation.html"
 
     def _compute(
         self, predictions: list[str], references: list[list[str]], answer_types: list[str] | None = None
     ) -> dict[str, float]:
+        """
+        Args:
+            predictions (`list[str]`): One answer per question.
+            references (`list[list[str]]`): The true answers of every question; ten in VQAv2, one in most others.
+            answer_types (`list[str]`, *optional*): A kind per question ("yes/no", "number", "other"): adds an accuracy per kind.
+
+        Returns:
+            `vqa_accuracy`, and `vqa_accuracy_<type>` for every type: means between 0 and 1.
+        """
         scores = [answer_accuracy(found, wanted) for found, wanted in zip(predictions, references, strict=True)]
         results = {"vqa_accuracy": sum(scores) / len(scores)}
         by_type = defaultdict(list)

@@ -1,27 +1,15 @@
-"""Accuracy, precision, recall and F1 of yes/no answers, as the POPE benchmark of object hallucination reads them."""
+"""Accuracy, precision, recall and F1 of yes/no answers, as the POPE benchmark of object hallucination reads them.
 
-import re
-
-import datasets
-import evaluate
-
-
-_DESCRIPTION = """\
 POPE (Li et al. 2023, arXiv 2305.10355): free answers count as "no" if their first sentence holds the word "no" or "not", as "yes"
 otherwise; "yes" is the positive class.
 """
 
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions (`list[str]`): Answers in free words.
-    references (`list[str]`): "yes" or "no".
+import re
+from typing import ClassVar
 
-Returns:
-    `accuracy`, `precision`, `recall`, `f1` and `yes_ratio` (the share of answers read as "yes"), between 0 and 1.
-"""
+import datasets
 
-_CITATION = """@inproceedings{pope, title={Evaluating Object Hallucination in Large Vision-Language Models}, booktitle={EMNLP},
-year={2023}, author={Li, Yifan and Du, Yifan and Zhou, Kun and Wang, Jinpeng and Zhao, Wayne Xin and Wen, Ji-Rong}}"""
+from triptych.evaluation.described_metric import DescribedMetric
 
 
 def means_yes(answer: str) -> bool:
@@ -30,21 +18,21 @@ def means_yes(answer: str) -> bool:
     return "no" not in words and "not" not in words
 
 
-class YesNoF1(evaluate.Metric):
-    """See the description of the module."""
+class YesNoF1(DescribedMetric):
+    """See the module."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
-            reference_urls=["https://github.com/AoiDragon/POPE"],
-        )
+    features: ClassVar = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+    source = "https://github.com/AoiDragon/POPE"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        """
+        Args:
+            predictions (`list[str]`): Answers in free words.
+            references (`list[str]`): "yes" or "no".
+
+        Returns:
+            `accuracy`, `precision`, `recall`, `f1` and `yes_ratio` (the share of answers read as "yes"), between 0 and 1.
+        """
         wanted = []
         for index, reference in enumerate(references):
             if reference.strip().lower() not in ("yes", "no"):

@@ -1,0 +1,42 @@
+"""`evaluate` modules that need say nothing twice: their docstrings are their descriptions."""
+
+import abc
+import sys
+from typing import Any, ClassVar
+
+import datasets
+import evaluate
+
+
+class DescribedMetric(
+    evaluate.Metric, abc.ABC
+):  # abstract, or `evaluate.load` takes it for the metric of a file that imports it
+    """A metric that its module's docstring describes, and whose `_compute` describes inputs and results.
+
+    Attributes:
+        features (`dict`): Of one prediction and one reference.
+        source (`str`): Address of the benchmark.
+    """
+
+    features: ClassVar[dict[str, Any]]
+    source: ClassVar[str]
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=sys.modules[type(self).__module__].__doc__,
+            citation="",
+            inputs_description=self._compute.__doc__,
+            features=datasets.Features(self.inputs()),
+            reference_urls=[self.source],
+        )
+
+    def inputs(self) -> dict[str, Any]:
+        """Features of what is compared; some depend on `config_name`."""
+        return self.features
+
+    @abc.abstractmethod
+    def _compute(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Numbers of all predictions."""
+
+
+__all__ = ["DescribedMetric"]
