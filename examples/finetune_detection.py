@@ -9,11 +9,12 @@ LVIS, rare classes held out:
 A data set with the usual `objects` column: --dataset name/of-it. Go on after a stop: the same command with --resume.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import HfArgumentParser
 
+from triptych.arguments import argument
 from triptych.data.detection import DetectionCollator, DetectionDataset, load_detection
 from triptych.data.splits import DataArguments, refuse_changed
 from triptych.data.statements import statement_of
@@ -26,28 +27,24 @@ from triptych.training.engine import Engine, RunArguments, Task
 
 @dataclass
 class BoxArguments(DataArguments):
-    dataset: str = field(
+    dataset: str = argument(
         default="emoji-scenes",
-        metadata={
-            "help": "'emoji-scenes'; a folder or Hub name with `objects`; with annotations the folder of images."
-        },
+        help="'emoji-scenes'; a folder or Hub name with `objects`; with annotations the folder of images.",
     )
-    train_annotations: str | None = field(default=None, metadata={"help": "COCO or LVIS JSON to train on."})
-    eval_annotations: str | None = field(default=None, metadata={"help": "COCO or LVIS JSON to evaluate on."})
-    novel_classes: str | None = field(
+    train_annotations: str | None = argument(default=None, help="COCO or LVIS JSON to train on.")
+    eval_annotations: str | None = argument(default=None, help="COCO or LVIS JSON to evaluate on.")
+    novel_classes: str | None = argument(
         default=None,
-        metadata={
-            "help": "File with the names of the classes whose boxes are held out, one per line. Default: the novel concepts of "
-            "emoji scenes, LVIS's rare classes, none elsewhere."
-        },
+        help="File with the names of the classes whose boxes are held out, one per line. Default: the novel concepts of "
+        "emoji scenes, LVIS's rare classes, none elsewhere.",
     )
-    num_scenes: int = field(default=6000, metadata={"help": "Emoji scenes to train on."})
-    min_scale: float = field(default=0.5, metadata={"help": "Smallest scale of the large-scale jitter."})
-    max_scale: float = field(default=1.5, metadata={"help": "Largest scale of the large-scale jitter."})
-    num_eval_images: int = field(
-        default=100, metadata={"help": "Images of the evaluations during training; the last one takes all."}
+    num_scenes: int = argument(default=6000, help="Emoji scenes to train on.")
+    min_scale: float = argument(default=0.5, help="Smallest scale of the large-scale jitter.")
+    max_scale: float = argument(default=1.5, help="Largest scale of the large-scale jitter.")
+    num_eval_images: int = argument(
+        default=100, help="Images of the evaluations during training; the last one takes all."
     )
-    num_pictures: int = field(default=8, metadata={"help": "Test images drawn with what was found."})
+    num_pictures: int = argument(default=8, help="Test images drawn with what was found.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

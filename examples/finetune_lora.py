@@ -9,7 +9,7 @@
 The card of the adapter compares the model without and with it on held-out rows.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import Subset
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, HfArgumentParser
 
+from triptych.arguments import argument
 from triptych.data.pairs import CaptionRequests, ImageCaptionDataset, PairCollator, load_pairs
 from triptych.data.questions import QuestionCollator, QuestionDataset, load_questions
 from triptych.data.splits import DataArguments, refuse_changed
@@ -32,17 +33,15 @@ from triptych.training.engine import Engine, RunArguments, Task
 
 @dataclass(kw_only=True)
 class TaskArguments(DataArguments):
-    model_name_or_path: str = field(metadata={"help": "Checkpoint to adapt: a folder or Hub name."})
-    task: Literal["caption", "vqa"] = field(metadata={"help": "What to learn."})
-    dataset: str = field(
-        default="", metadata={"help": "Folder, parquet or Hub name. Default: OpenMoji's captions, or easy-VQA."}
-    )
-    image_column: str = field(default="image", metadata={"help": "Column with the images."})
-    caption_column: str = field(default="caption", metadata={"help": "Column with the captions."})
-    question_column: str = field(default="question", metadata={"help": "Column with the questions."})
-    answer_column: str = field(default="answers", metadata={"help": "Column with the answers."})
-    num_eval_rows: int = field(default=500, metadata={"help": "Held-out rows for the card's table."})
-    truncate_captions: bool = field(default=False, metadata={"help": "Cut captions longer than the context."})
+    model_name_or_path: str = argument(help="Checkpoint to adapt: a folder or Hub name.")
+    task: Literal["caption", "vqa"] = argument(help="What to learn.")
+    dataset: str = argument(default="", help="Folder, parquet or Hub name. Default: OpenMoji's captions, or easy-VQA.")
+    image_column: str = argument(default="image", help="Column with the images.")
+    caption_column: str = argument(default="caption", help="Column with the captions.")
+    question_column: str = argument(default="question", help="Column with the questions.")
+    answer_column: str = argument(default="answers", help="Column with the answers.")
+    num_eval_rows: int = argument(default=500, help="Held-out rows for the card's table.")
+    truncate_captions: bool = argument(default=False, help="Cut captions longer than the context.")
 
     def __post_init__(self) -> None:
         self.dataset = self.dataset or {"caption": "openmoji", "vqa": "easy-vqa"}[self.task]

@@ -10,10 +10,11 @@ read from a folder with train_qa.json, test_qa.json and the videos. `--one_frame
 tubes: what a picture model would answer.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import HfArgumentParser
 
+from triptych.arguments import argument
 from triptych.data.moving_emoji import MovingEmojiDataset, load_moving_emoji
 from triptych.data.splits import refuse_changed
 from triptych.data.statements import statement_of
@@ -33,36 +34,31 @@ SMALL_TUBES = [
 
 @dataclass
 class VideoArguments:
-    dataset: str = field(
-        default="moving-emoji", metadata={"help": "'moving-emoji', or a folder in MSRVTT-QA's or MSVD-QA's layout."}
+    dataset: str = argument(
+        default="moving-emoji", help="'moving-emoji', or a folder in MSRVTT-QA's or MSVD-QA's layout."
     )
-    dataset_license: str | None = field(default=None, metadata={"help": "Licence of your data, for the card."})
-    eval_split: str = field(default="test", metadata={"help": "Of a folder: test or val."})
-    num_clips: int = field(default=60_000, metadata={"help": "Moving-emoji clips in the training split."})
-    num_test_clips: int = field(default=400, metadata={"help": "Moving-emoji clips in the test split."})
-    num_frames: int | None = field(
-        default=None, metadata={"help": "Frames sampled from a clip. Default: 16 of moving emojis, 32 of video files."}
+    dataset_license: str | None = argument(default=None, help="Licence of your data, for the card.")
+    eval_split: str = argument(default="test", help="Of a folder: test or val.")
+    num_clips: int = argument(default=60_000, help="Moving-emoji clips in the training split.")
+    num_test_clips: int = argument(default=400, help="Moving-emoji clips in the test split.")
+    num_frames: int | None = argument(
+        default=None, help="Frames sampled from a clip. Default: 16 of moving emojis, 32 of video files."
     )
-    frame_stride: int | None = field(
+    frame_stride: int | None = argument(
         default=None,
-        metadata={
-            "help": "Every so-many-th frame passes through the image patches. Default: 5 (four frames) of moving emojis, else "
-            "first and last one."
-        },
+        help="Every so-many-th frame passes through the image patches. Default: 5 (four frames) of moving emojis, else "
+        "first and last one.",
     )
-    tubes: str | None = field(
-        default=None,
-        metadata={"help": "JSON list of [kernel, stride, offset]. Default: some for moving emojis, else TubeViT's."},
+    tubes: str | None = argument(
+        default=None, help="JSON list of [kernel, stride, offset]. Default: some for moving emojis, else TubeViT's."
     )
-    position_gate: float = field(
+    position_gate: float = argument(
         default=4.0,
-        metadata={
-            "help": "Where the gate of the fixed positions starts. 4 makes them as long as the demo model's patch embeddings. The "
-            "paper's 0 leaves an image model unchanged, and blind to the order of frames until the gate has opened."
-        },
+        help="Where the gate of the fixed positions starts. 4 makes them as long as the demo model's patch embeddings. The "
+        "paper's 0 leaves an image model unchanged, and blind to the order of frames until the gate has opened.",
     )
-    one_frame: bool = field(
-        default=False, metadata={"help": "Train and test on the middle frame alone, without tubes, for comparison."}
+    one_frame: bool = argument(
+        default=False, help="Train and test on the middle frame alone, without tubes, for comparison."
     )
 
     def __post_init__(self) -> None:

@@ -7,10 +7,11 @@
 The question is the prompt; only the answer is supervised; answers are generated, not picked from a list.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import HfArgumentParser
 
+from triptych.arguments import argument
 from triptych.data.questions import QuestionDataset, load_questions
 from triptych.data.splits import DataArguments
 from triptych.data.statements import statement_of
@@ -26,16 +27,16 @@ SMALL_IMAGES = {"vision_config": {"image_size": 64, "patch_size": 8}}
 
 @dataclass
 class VqaArguments(DataArguments):
-    dataset: str = field(
-        default="easy-vqa", metadata={"help": "'easy-vqa', a folder, a parquet file, or the name of a Hub data set."}
+    dataset: str = argument(
+        default="easy-vqa", help="'easy-vqa', a folder, a parquet file, or the name of a Hub data set."
     )
-    image_column: str = field(default="image", metadata={"help": "Column with the images."})
-    question_column: str = field(default="question", metadata={"help": "Column with the questions."})
-    answer_column: str = field(
-        default="answers", metadata={"help": "Column with an answer, a list of them, or VQAv2's list of dicts."}
+    image_column: str = argument(default="image", help="Column with the images.")
+    question_column: str = argument(default="question", help="Column with the questions.")
+    answer_column: str = argument(
+        default="answers", help="Column with an answer, a list of them, or VQAv2's list of dicts."
     )
-    answer_type_column: str = field(
-        default="answer_type", metadata={"help": "Column with the kind of answer; guessed if it is missing."}
+    answer_type_column: str = argument(
+        default="answer_type", help="Column with the kind of answer; guessed if it is missing."
     )
 
 

@@ -9,12 +9,13 @@ A data set on the Hub, two GPUs:    accelerate launch --num_processes 2 examples
 Go on after a stop:                 the same command with --resume
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 from transformers import HfArgumentParser
 
+from triptych.arguments import argument
 from triptych.data.emoji_scenes import EmojiPictures
 from triptych.data.pairs import ImageCaptionDataset, PairCollator, load_pairs
 from triptych.data.splits import DataArguments
@@ -27,21 +28,19 @@ from triptych.training.engine import Engine, RunArguments, Task
 
 @dataclass
 class PairArguments(DataArguments):
-    model: Literal["grr-coca", "mammut"] = field(default="grr-coca", metadata={"help": "Family to train."})
-    dataset: str = field(
+    model: Literal["grr-coca", "mammut"] = argument(default="grr-coca", help="Family to train.")
+    dataset: str = argument(
         default="openmoji",
-        metadata={
-            "help": "'openmoji', a folder, a parquet file, a Hub name, or 'openmoji-scenes': the drawings at all sizes on "
-            "varied backgrounds, for detection."
-        },
+        help="'openmoji', a folder, a parquet file, a Hub name, or 'openmoji-scenes': the drawings at all sizes on "
+        "varied backgrounds, for detection.",
     )
-    image_column: str = field(default="image", metadata={"help": "Column with the images."})
-    caption_column: str = field(default="caption", metadata={"help": "Column with a caption or a list of captions."})
-    truncate_captions: bool = field(default=False, metadata={"help": "Cut captions longer than the context."})
-    on_corrupt_image: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "Stop at an unreadable image, or take the next pair and count."}
+    image_column: str = argument(default="image", help="Column with the images.")
+    caption_column: str = argument(default="caption", help="Column with a caption or a list of captions.")
+    truncate_captions: bool = argument(default=False, help="Cut captions longer than the context.")
+    on_corrupt_image: Literal["error", "skip"] = argument(
+        default="error", help="Stop at an unreadable image, or take the next pair and count."
     )
-    crop_scale: float = field(default=0.8, metadata={"help": "Smallest area that a random training crop keeps."})
+    crop_scale: float = argument(default=0.8, help="Smallest area that a random training crop keeps.")
 
 
 def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, Any, list[str]]:

@@ -13,11 +13,12 @@ By default the language model is SmolLM2-135M-Instruct and the questions are abo
 finished stage is a checkpoint; the same command with `--resume` goes on behind the last one, or within a stage.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import HfArgumentParser
 
+from triptych.arguments import argument
 from triptych.data.conversations import load_conversations
 from triptych.data.openmoji_questions import HeldOutQuestions, load_openmoji_conversations
 from triptych.data.splits import refuse_changed
@@ -30,24 +31,18 @@ from triptych.training.stages import COMPARISON, StageArguments, build_vw_lmm, l
 
 @dataclass
 class ConversationArguments:
-    dataset: str = field(
+    dataset: str = argument(
         default="openmoji-questions",
-        metadata={
-            "help": "'openmoji-questions', a JSON file in LLaVA's layout or with `messages`, or a Hub data set."
-        },
+        help="'openmoji-questions', a JSON file in LLaVA's layout or with `messages`, or a Hub data set.",
     )
-    dataset_license: str | None = field(default=None, metadata={"help": "Licence of your data, for the card."})
-    image_folder: str | None = field(default=None, metadata={"help": "Where the paths of a JSON file's images start."})
-    pictures_per_drawing: int = field(
-        default=3, metadata={"help": "Pictures of every OpenMoji drawing in the training split."}
-    )
-    compare: bool = field(
+    dataset_license: str | None = argument(default=None, help="Licence of your data, for the card.")
+    image_folder: str | None = argument(default=None, help="Where the paths of a JSON file's images start.")
+    pictures_per_drawing: int = argument(default=3, help="Pictures of every OpenMoji drawing in the training split.")
+    compare: bool = argument(
         default=False,
-        metadata={
-            "help": "Train the last stage also without the visual loss and with pseudo image features, for the table."
-        },
+        help="Train the last stage also without the visual loss and with pseudo image features, for the table.",
     )
-    num_eval_pictures: int = field(default=300, metadata={"help": "Held-out pictures of the final evaluation."})
+    num_eval_pictures: int = argument(default=300, help="Held-out pictures of the final evaluation.")
 
     def __post_init__(self) -> None:
         names = ("image_folder", "dataset_license")

@@ -9,12 +9,13 @@ random crops, a model card.
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import CLIPImageProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration, GrrCocaProcessor
+from triptych.arguments import argument
 from triptych.data.pairs import load_pairs
 from triptych.training.optimization import best_precision, weight_decay_groups
 from triptych.training.tokenizer import train_tokenizer
@@ -22,8 +23,8 @@ from triptych.training.tokenizer import train_tokenizer
 
 @dataclass
 class DataArguments:
-    dataset: str = field(default="openmoji", metadata={"help": "'openmoji', a folder, a parquet file or a Hub name."})
-    preset: str = field(default="grr-coca-tiny", metadata={"help": "Size of the model."})
+    dataset: str = argument(default="openmoji", help="'openmoji', a folder, a parquet file or a Hub name.")
+    preset: str = argument(default="grr-coca-tiny", help="Size of the model.")
 
 
 def main() -> None:

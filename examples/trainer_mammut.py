@@ -7,12 +7,13 @@ Every argument of `TrainingArguments` is accepted. `examples/finetune_vqa.py` do
 questions about one image together so that it is encoded once, and writes a model card.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import datasets
 import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
+from triptych.arguments import argument
 from triptych.data.questions import load_questions, most_common_answer
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.optimization import best_precision, weight_decay_groups
@@ -23,8 +24,8 @@ SMALL_IMAGES = {"vision_config": {"image_size": 64, "patch_size": 8}}  # as easy
 
 @dataclass
 class DataArguments:
-    dataset: str = field(default="easy-vqa", metadata={"help": "'easy-vqa', a folder, or the name of a Hub data set."})
-    num_eval_questions: int = field(default=500, metadata={"help": "Questions that the evaluations look at."})
+    dataset: str = argument(default="easy-vqa", help="'easy-vqa', a folder, or the name of a Hub data set.")
+    num_eval_questions: int = argument(default=500, help="Questions that the evaluations look at.")
 
 
 def main() -> None:

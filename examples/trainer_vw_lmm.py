@@ -6,12 +6,13 @@ The file is in LLaVA's layout or holds `messages`; without one, questions about 
 `TrainingArguments` is accepted. `examples/train_vw_lmm.py` makes such a checkpoint: four stages, LoRA, evaluation, a model card.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from triptych import VwLmmForCausalLM, VwLmmProcessor
+from triptych.arguments import argument
 from triptych.data.conversations import ConversationCollator, load_conversations
 from triptych.data.openmoji_questions import OpenMojiQuestions
 from triptych.training.optimization import best_precision, weight_decay_groups
@@ -19,10 +20,10 @@ from triptych.training.optimization import best_precision, weight_decay_groups
 
 @dataclass
 class DataArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of a VW-LMM."})
-    dataset: str | None = field(default=None, metadata={"help": "JSON file or Hub data set. Default: OpenMoji's."})
-    image_folder: str | None = field(default=None, metadata={"help": "Where the paths of a JSON file's images start."})
-    visual_loss: str = field(default="visual_words", metadata={"help": "visual_words, fit_vm_head or none."})
+    model_name_or_path: str = argument(help="Folder or Hub name of a VW-LMM.")
+    dataset: str | None = argument(default=None, help="JSON file or Hub data set. Default: OpenMoji's.")
+    image_folder: str | None = argument(default=None, help="Where the paths of a JSON file's images start.")
+    visual_loss: str = argument(default="visual_words", help="visual_words, fit_vm_head or none.")
 
 
 def main() -> None:

@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import DatasetDict, load_dataset
 
+from triptych.arguments import argument
 from triptych.data.pictures import picture_ids
 from triptych.data.statements import STATEMENTS
 
@@ -17,16 +18,14 @@ from triptych.data.statements import STATEMENTS
 class DataArguments:
     """Which data a script reads; scripts add their columns."""
 
-    dataset: str = field(metadata={"help": "A folder, a parquet file, or the name of a Hub data set."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on; held out if it does not exist."})
-    group_column: str | None = field(
+    dataset: str = argument(help="A folder, a parquet file, or the name of a Hub data set.")
+    dataset_config: str | None = argument(default=None, help="Configuration of a Hub data set.")
+    eval_split: str = argument(default="test", help="Split to evaluate on; held out if it does not exist.")
+    group_column: str | None = argument(
         default=None,
-        metadata={
-            "help": "Rows of one value stay on one side when a split is held out. Default: those of one picture."
-        },
+        help="Rows of one value stay on one side when a split is held out. Default: those of one picture.",
     )
-    dataset_license: str | None = field(default=None, metadata={"help": "Licence of your data, for the card."})
+    dataset_license: str | None = argument(default=None, help="Licence of your data, for the card.")
 
     def __post_init__(self) -> None:
         if self.dataset in STATEMENTS:
@@ -123,10 +122,10 @@ def load_splits(
     wanted = {"image_column": image_column, "group_column": group_column, **(columns or {})}
     for split in ("train", *({eval_split} & data.keys())):
         found = data[split].column_names
-        for argument, column in wanted.items():
-            if column is not None and column not in found and (argument != "group_column" or split == "train"):
+        for key, column in wanted.items():
+            if column is not None and column not in found and (key != "group_column" or split == "train"):
                 raise ValueError(
-                    f"`{argument}={column!r}` is not a column of {name!r} (split {split!r}); it has {', '.join(found)}."
+                    f"`{key}={column!r}` is not a column of {name!r} (split {split!r}); it has {', '.join(found)}."
                 )
     if eval_split in data:
         return DatasetDict(train=data["train"], test=data[eval_split])

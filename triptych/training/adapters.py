@@ -1,28 +1,28 @@
 """Adapters of PEFT around a model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import PreTrainedModel
+
+from triptych.arguments import argument
 
 
 @dataclass
 class AdapterArguments:
     """What is added to a model."""
 
-    method: Literal["lora", "dora", "ia3"] = field(default="lora", metadata={"help": "Kind of adapter."})
-    rank: int = field(default=16, metadata={"help": "Rank of LoRA and DoRA."})
-    alpha: int | None = field(default=None, metadata={"help": "Scale of LoRA and DoRA. Default: twice the rank."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout of LoRA and DoRA."})
-    target_modules: str = field(
-        default="all-linear", metadata={"help": "'all-linear', or the ends of module names, with commas between them."}
+    method: Literal["lora", "dora", "ia3"] = argument(default="lora", help="Kind of adapter.")
+    rank: int = argument(default=16, help="Rank of LoRA and DoRA.")
+    alpha: int | None = argument(default=None, help="Scale of LoRA and DoRA. Default: twice the rank.")
+    dropout: float = argument(default=0.0, help="Dropout of LoRA and DoRA.")
+    target_modules: str = argument(
+        default="all-linear", help="'all-linear', or the ends of module names, with commas between them."
     )
-    load_in: Literal["4bit", "8bit"] | None = field(
-        default=None, metadata={"help": "Quantise the base with bitsandbytes (GPU)."}
-    )
-    base_model_id: str | None = field(
-        default=None, metadata={"help": "The base's name on the Hub, if `model_name_or_path` is a folder."}
+    load_in: Literal["4bit", "8bit"] | None = argument(default=None, help="Quantise the base with bitsandbytes (GPU).")
+    base_model_id: str | None = argument(
+        default=None, help="The base's name on the Hub, if `model_name_or_path` is a folder."
     )
 
     def __post_init__(self) -> None:

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from transformers import AutoProcessor, CLIPImageProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from triptych.arguments import argument
 from triptych.modeling.configuration_base import merge_fields
 from triptych.modeling.configuration_grr_coca import GrrCocaConfig
 from triptych.modeling.configuration_mammut import MammutConfig
@@ -29,24 +30,19 @@ FAMILIES: dict[str, tuple] = {
 class ModelArguments:
     """Where the model comes from."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Go on from this checkpoint (weights and processor) instead of from scratch."}
+    model_name_or_path: str | None = argument(
+        default=None, help="Go on from this checkpoint (weights and processor) instead of from scratch."
     )
-    preset: str | None = field(
-        default=None, metadata={"help": "Preset of a model from scratch. Default: the family's tiny one."}
-    )
-    config_overrides: str = field(
+    preset: str | None = argument(default=None, help="Preset of a model from scratch. Default: the family's tiny one.")
+    config_overrides: str = argument(
         default="{}",
-        metadata={
-            "help": 'JSON of configuration fields to change, e.g. \'{"text_config": {"num_hidden_layers": 8}}\'.'
-        },
+        help='JSON of configuration fields to change, e.g. \'{"text_config": {"num_hidden_layers": 8}}\'.',
     )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Tokenizer of a model from scratch. Default: one is trained on the training texts."},
+    tokenizer: str | None = argument(
+        default=None, help="Tokenizer of a model from scratch. Default: one is trained on the training texts."
     )
-    vocab_size: int = field(default=2048, metadata={"help": "Largest vocabulary of a tokenizer trained here."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout after attention and feed-forward layers."})
+    vocab_size: int = argument(default=2048, help="Largest vocabulary of a tokenizer trained here.")
+    dropout: float = argument(default=0.0, help="Dropout after attention and feed-forward layers.")
 
     def __post_init__(self) -> None:
         if self.model_name_or_path is None:

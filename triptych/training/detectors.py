@@ -1,10 +1,11 @@
 """The detector that a training starts from: an image-text MaMMUT with fresh heads, and what of it is trained."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import AutoProcessor, Owlv2ImageProcessor
 
+from triptych.arguments import argument
 from triptych.modeling.configuration_mammut import MammutConfig
 from triptych.modeling.modeling_mammut_detection import MammutForObjectDetection
 from triptych.processing.processing_mammut import MammutProcessor
@@ -37,20 +38,15 @@ SMALL_DETECTOR = {
 class DetectorArguments:
     """Where the detector comes from, and what of it is trained."""
 
-    model_name_or_path: str = field(metadata={"help": "Image-text MaMMUT to start from: a folder or a Hub name."})
-    random_weights: bool = field(
-        default=False, metadata={"help": "Take its configuration and tokenizer only, for comparison."}
+    model_name_or_path: str = argument(help="Image-text MaMMUT to start from: a folder or a Hub name.")
+    random_weights: bool = argument(default=False, help="Take its configuration and tokenizer only, for comparison.")
+    detection_config: str | None = argument(
+        default=None, help="JSON of detection fields. Default: a small detector for 288 pixels; '{}': the paper's."
     )
-    detection_config: str | None = field(
-        default=None,
-        metadata={"help": "JSON of detection fields. Default: a small detector for 288 pixels; '{}': the paper's."},
+    templates: list[str] = argument(  # noqa: RUF009
+        default_factory=lambda: ["{}"], help="What the text side is asked of a class, {} for its name."
     )
-    templates: list[str] = field(
-        default_factory=lambda: ["{}"], metadata={"help": "What the text side is asked of a class, {} for its name."}
-    )
-    backbone_learning_rate: float = field(
-        default=3e-4, metadata={"help": "Peak learning rate of the ViT; 0 freezes it (F-VLM)."}
-    )
+    backbone_learning_rate: float = argument(default=3e-4, help="Peak learning rate of the ViT; 0 freezes it (F-VLM).")
 
 
 def build_detector(

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, ProcessorMixin, get_scheduler
 
+from triptych.arguments import argument
 from triptych.data.orders import EpochSampler
 from triptych.hub import publish, save_adapter, save_repository, to_json
 from triptych.modeling.transformers_versions import checkpoint_activations
@@ -39,48 +40,43 @@ from triptych.training.training_log import TrainingLog
 class RunArguments:
     """How a script trains; scripts set defaults of their own."""
 
-    output_dir: str = field(metadata={"help": "Where the finished repository and the checkpoints go."})
-    num_epochs: float = field(default=1.0, metadata={"help": "Passes over the training split."})
-    max_steps: int | None = field(default=None, metadata={"help": "Optimiser steps, instead of `num_epochs`."})
-    batch_size: int = field(default=32, metadata={"help": "Rows per process and step."})
-    gradient_accumulation_steps: int = field(
-        default=1,
-        metadata={"help": "Batches per optimiser step. Negatives come from one batch, not from all of them."},
+    output_dir: str = argument(help="Where the finished repository and the checkpoints go.")
+    num_epochs: float = argument(default=1.0, help="Passes over the training split.")
+    max_steps: int | None = argument(default=None, help="Optimiser steps, instead of `num_epochs`.")
+    batch_size: int = argument(default=32, help="Rows per process and step.")
+    gradient_accumulation_steps: int = argument(
+        default=1, help="Batches per optimiser step. Negatives come from one batch, not from all of them."
     )
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
-    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = field(
-        default="cosine", metadata={"help": "How the learning rate goes on behind the warm-up."}
+    learning_rate: float = argument(default=5e-4, help="Peak learning rate.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = argument(
+        default="cosine", help="How the learning rate goes on behind the warm-up."
     )
-    warmup_ratio: float = field(default=0.05, metadata={"help": "Share of the steps with a rising learning rate."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Decay of matrices; nothing else decays."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "Second moment decay of AdamW."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    ema_decay: float | None = field(
-        default=None, metadata={"help": "Average the weights with this decay, and keep the average."}
+    warmup_ratio: float = argument(default=0.05, help="Share of the steps with a rising learning rate.")
+    weight_decay: float = argument(default=0.1, help="Decay of matrices; nothing else decays.")
+    adam_beta2: float = argument(default=0.98, help="Second moment decay of AdamW.")
+    max_grad_norm: float = argument(default=1.0, help="Gradients are clipped to this norm.")
+    ema_decay: float | None = argument(default=None, help="Average the weights with this decay, and keep the average.")
+    gradient_checkpointing: bool = argument(default=False, help="Trade time for memory.")
+    attn_implementation: str | None = argument(
+        default=None, help="sdpa, eager, ... Default: sdpa; eager on a CPU, faster there on short inputs."
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade time for memory."})
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={"help": "sdpa, eager, ... Default: sdpa; eager on a CPU, faster there on short inputs."},
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = argument(
+        default="auto", help="auto: bf16 where the hardware multiplies it natively."
     )
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = field(
-        default="auto", metadata={"help": "auto: bf16 where the hardware multiplies it natively."}
+    eval_epochs: float = argument(
+        default=1.0, help="Epochs between evaluations; 0.25: four in every epoch; 0: only at the end."
     )
-    eval_epochs: float = field(
-        default=1.0,
-        metadata={"help": "Epochs between evaluations; 0.25: four in every epoch; 0: only at the end."},
+    eval_batch_size: int = argument(default=64, help="Rows evaluated at a time.")
+    checkpoint_steps: int = argument(default=500, help="Optimiser steps between checkpoints; 0: none.")
+    num_checkpoints: int = argument(default=1, help="Checkpoints to keep.")
+    resume: bool = argument(default=False, help="Go on from the last checkpoint in output_dir, exactly.")
+    num_workers: int = argument(default=1, help="Processes that read and prepare rows.")
+    report_to: str = argument(default="none", help="Tracker: tensorboard, wandb, trackio, ... or none.")
+    hub_model_id: str | None = argument(
+        default=None, help="Publish the finished repository under this name, owner/name."
     )
-    eval_batch_size: int = field(default=64, metadata={"help": "Rows evaluated at a time."})
-    checkpoint_steps: int = field(default=500, metadata={"help": "Optimiser steps between checkpoints; 0: none."})
-    num_checkpoints: int = field(default=1, metadata={"help": "Checkpoints to keep."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in output_dir, exactly."})
-    num_workers: int = field(default=1, metadata={"help": "Processes that read and prepare rows."})
-    report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ... or none."})
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "Publish the finished repository under this name, owner/name."}
-    )
-    hub_private: bool = field(default=False, metadata={"help": "Create that repository as a private one."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order and augmentation."})
+    hub_private: bool = argument(default=False, help="Create that repository as a private one.")
+    seed: int = argument(default=0, help="Seed of weights, order and augmentation.")
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_checkpoints"):

@@ -1,7 +1,7 @@
 """What the scripts that train MaMMUT on questions share: arguments, evaluation, and what they write."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, ProcessorMixin
 
+from triptych.arguments import argument
 from triptych.data.orders import GroupedSampler
 from triptych.data.questions import QuestionCollator
 from triptych.evaluation.answers import answer_questions, answer_table, evaluate_answers
@@ -19,14 +20,13 @@ from triptych.training.engine import Engine, Task
 class QuestionArguments:
     """How questions are trained and asked."""
 
-    num_eval_questions: int = field(
-        default=1000, metadata={"help": "Questions of the evaluations during training; the last one takes all."}
+    num_eval_questions: int = argument(
+        default=1000, help="Questions of the evaluations during training; the last one takes all."
     )
-    questions_per_image: int = field(
-        default=5,
-        metadata={"help": "Most questions of an image or clip that share it in a training batch; 1: fully shuffled."},
+    questions_per_image: int = argument(
+        default=5, help="Most questions of an image or clip that share it in a training batch; 1: fully shuffled."
     )
-    max_answer_tokens: int = field(default=10, metadata={"help": "Longest answer, in tokens."})
+    max_answer_tokens: int = argument(default=10, help="Longest answer, in tokens.")
 
     def __post_init__(self) -> None:
         for name in ("num_eval_questions", "questions_per_image", "max_answer_tokens"):

@@ -6,7 +6,7 @@ The authors published no training code. What is known of the stages, and what is
 import gc
 import json
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
 
+from triptych.arguments import argument
 from triptych.data.conversations import ConversationCollator
 from triptych.data.orders import LengthGroupedSampler
 from triptych.hub import describe_machine, staged, to_json
@@ -65,33 +66,29 @@ COMPARISON: dict[str, dict[str, Any]] = {
 class StageArguments:
     """What VW-LMM is made of, and its stages."""
 
-    vision: str = field(
-        metadata={"help": "Vision tower: a folder or Hub name; also of a CLIP, GRR-CoCa or MaMMUT model."}
+    vision: str = argument(help="Vision tower: a folder or Hub name; also of a CLIP, GRR-CoCa or MaMMUT model.")
+    text: str | None = argument(default=None, help="Language model. Default: SmolLM2-135M-Instruct.")
+    chat_template: str | None = argument(
+        default=None, help="vicuna_v1, mistral, or Jinja. Default: the language model's own."
     )
-    text: str | None = field(default=None, metadata={"help": "Language model. Default: SmolLM2-135M-Instruct."})
-    chat_template: str | None = field(
-        default=None, metadata={"help": "vicuna_v1, mistral, or Jinja. Default: the language model's own."}
-    )
-    stages: str = field(default="align,instruct,fit_vm_head,joint", metadata={"help": "Stages to train, in order."})
-    steps: str = field(
+    stages: str = argument(default="align,instruct,fit_vm_head,joint", help="Stages to train, in order.")
+    steps: str = argument(
         default='{"align": 60, "instruct": 560, "fit_vm_head": 150, "joint": 70}',
-        metadata={"help": "JSON: optimiser steps of every stage."},
+        help="JSON: optimiser steps of every stage.",
     )
-    learning_rates: str = field(
+    learning_rates: str = argument(
         default='{"align": 1e-3, "instruct": 2e-4, "fit_vm_head": 1e-3, "joint": 2e-4}',
-        metadata={"help": "JSON: peak learning rate of every stage. The defaults suit the small model."},
+        help="JSON: peak learning rate of every stage. The defaults suit the small model.",
     )
-    lora_rank: int | None = field(
-        default=None, metadata={"help": "Train the language model through LoRA of this rank."}
-    )
+    lora_rank: int | None = argument(default=None, help="Train the language model through LoRA of this rank.")
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.names if name not in STAGES]:
             raise ValueError(f"`stages` holds {unknown[0]!r}; expected some of {', '.join(STAGES)}.")
-        for argument in ("steps", "learning_rates"):
-            text = getattr(self, argument)
-            if missing := [name for name in self.names if name not in read_json(argument, text)]:
-                raise ValueError(f"`{argument}` says nothing about the stage {missing[0]!r}: {text}.")
+        for key in ("steps", "learning_rates"):
+            text = getattr(self, key)
+            if missing := [name for name in self.names if name not in read_json(key, text)]:
+                raise ValueError(f"`{key}` says nothing about the stage {missing[0]!r}: {text}.")
 
     @property
     def names(self) -> list[str]:
