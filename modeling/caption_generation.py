@@ -131,7 +131,13 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
                 input_ids, kwargs["attention_mask"] = align_prompts(
                     input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id
                 )
-                kwargs |= self._prompt_inputs(kwargs["attention_mask"])
+                prompt_inputs = self._prompt_inputs(kwargs["attention_mask"])
+                settings = kwargs.get("generation_config") or self.generation_config
+                if prompt_inputs and kwargs.get("prefill_chunk_size", getattr(settings, "prefill_chunk_size", None)):
+                    raise ValueError(
+                        "`prefill_chunk_size` parts a prompt whose tokens see one another (`bidirectional_prefix`)."
+                    )
+                kwargs |= prompt_inputs
             elif kwargs.get("attention_mask") is None:
                 # transformers would take every padding id for padding, also within what was written so far
                 pad_token_id = self.config.text_config.pad_token_id

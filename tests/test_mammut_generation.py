@@ -67,6 +67,13 @@ def test_prompts_of_unequal_length_equal_single_ones(mammut_variant, prefix):
 
 
 @torch.no_grad()
+def test_a_bidirectional_prefix_is_not_read_in_parts():
+    model = tiny_mammut(text_config={"bidirectional_prefix": True})
+    inputs = {"input_ids": torch.tensor([[1, 5, 6, 7]]), "pixel_values": torch.randn(1, 3, 16, 16)}
+    with pytest.raises(ValueError, match="`prefill_chunk_size` parts a prompt"):
+        model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=2)
+
+
 def test_a_bidirectional_prefix_sees_itself_and_training_sees_what_generation_does():
     model = tiny_mammut(text_config={"bidirectional_prefix": True}, contrastive_loss_weight=0.0)
     ids = torch.tensor([[1, 7, 9, 6, 11, 12]])

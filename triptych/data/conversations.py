@@ -58,11 +58,19 @@ class ConversationDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         images = row.get("images") or ([row["image"]] if row.get("image") else [])
-        images = [self.image_folder / image if isinstance(image, str) else image for image in images]
+        images = [self._path(image, index) if isinstance(image, str) else image for image in images]
         return {
             "messages": _messages_of(row, index),
             "images": [_decode(image, index) for image in images],
         }
+
+    def _path(self, name: str, index: int) -> Path:
+        path = self.image_folder / name
+        if not path.resolve().is_relative_to(self.image_folder.resolve()):
+            raise ValueError(
+                f"Row {index} names the image {name!r}, which is not in `image_folder` {self.image_folder}; name a folder above it."
+            )
+        return path
 
     def lengths(self) -> list[int]:
         """Length of every conversation, for batches of similar ones: its characters, and as many again as no text has per image.
