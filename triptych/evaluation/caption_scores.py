@@ -33,7 +33,7 @@ def words_of(caption: str) -> list[str]:
 class CaptionScores(DescribedMetric):
     """See the module."""
 
-    features: ClassVar = {
+    columns: ClassVar = {
         "predictions": datasets.Value("string"),
         "references": datasets.Sequence(datasets.Value("string")),
     }

@@ -14,11 +14,11 @@ class DescribedMetric(
     """A metric that its module's docstring describes, and whose `_compute` describes inputs and results.
 
     Attributes:
-        features (`dict`): Of one prediction and one reference.
+        columns (`dict`): Features of one prediction and one reference.
         source (`str`): Address of the benchmark.
     """
 
-    features: ClassVar[dict[str, Any]]
+    columns: ClassVar[dict[str, Any]]
     source: ClassVar[str]
 
     def _info(self) -> evaluate.MetricInfo:
@@ -32,7 +32,7 @@ class DescribedMetric(
 
     def inputs(self) -> dict[str, Any]:
         """Features of what is compared; some depend on `config_name`."""
-        return self.features
+        return self.columns
 
     @abc.abstractmethod
     def _compute(self, *args: Any, **kwargs: Any) -> dict[str, float]:

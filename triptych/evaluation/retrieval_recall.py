@@ -46,7 +46,7 @@ def recalls(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, floa
 class RetrievalRecall(DescribedMetric):
     """See the module."""
 
-    features: ClassVar = {
+    columns: ClassVar = {
         "predictions": datasets.Sequence(datasets.Value("float32")),
         "references": datasets.Sequence(datasets.Value("int64")),
     }

@@ -88,7 +88,7 @@ def answer_accuracy(prediction: str, references: list[str]) -> float:
 class VqaAccuracy(DescribedMetric):
     """See the module."""
 
-    features: ClassVar = {
+    columns: ClassVar = {
         "predictions": datasets.Value("string"),
         "references": datasets.Sequence(datasets.Value("string")),
     }

@@ -21,7 +21,7 @@ def means_yes(answer: str) -> bool:
 class YesNoF1(DescribedMetric):
     """See the module."""
 
-    features: ClassVar = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+    columns: ClassVar = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
     source = "https://github.com/AoiDragon/POPE"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
