@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .caption_generation import CaptionGenerationMixin, has_cached_image, select_images
-from .inputs import padding_mask, supervised_labels
+from .inputs import check_training_has_labels, padding_mask, supervised_labels
 from .layers import slice_logits_to_keep
 from .losses import captioning_loss
 from .self_contained import SelfContainedMixin
@@ -277,7 +277,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
                 The image of every text, where several texts belong to one image: it is encoded once. Default: text i
                 belongs to image i.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Targets, aligned with `input_ids` (the shift happens here); -100 is ignored.
+                Targets, aligned with `input_ids` (the shift happens here); -100 is ignored. Needed while training, unless
+                `use_cache` is set, which says that the loss is somebody else's.
             use_cache (`bool`, *optional*): Return the cache. Default: the text config's, never with `labels`.
             logits_to_keep (`int` or `torch.Tensor`):
                 Last positions (0: all) that get logits, or their indices, or a boolean mask.
@@ -287,7 +288,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
             interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
 
         Raises:
-            ValueError: If there is no image, images and texts differ in number, or shapes and ids do not fit.
+            ValueError: If there is no image, images and texts differ in number, shapes and ids do not fit, or a training step
+                has no `labels`.
         """
         return self._score(
             {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding},
@@ -322,6 +324,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
     ) -> CaptionerOutput:
         """`forward`, whose arguments come sorted: `images` is for `get_image_features`, `texts` for `_read_texts`."""
         config, text_config = self.config, self.config.text_config
+        if self.training:
+            check_training_has_labels(labels, use_cache)
         use_cache = (text_config.use_cache if use_cache is None else use_cache) and labels is None
         self._check_cache(cache)
         if cache is None and use_cache:
