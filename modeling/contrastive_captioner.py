@@ -4,9 +4,11 @@ Read from top to bottom: outputs, dual encoder, captioner. A model's own file sa
 read, and which contrastive loss it is trained with.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
@@ -17,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from .caption_generation import CaptionGenerationMixin, has_cached_image, select_images
 from .inputs import check_training_has_labels, padding_mask, supervised_labels
 from .layers import slice_logits_to_keep
-from .losses import captioning_loss
+from .losses import captioning_loss, processes_with_other_rows
 from .self_contained import SelfContainedMixin
 from .transformers_versions import CACHE_NAME, takes_cache
 
@@ -121,6 +123,17 @@ class ContrastiveCaptionerPreTrainedModel(SelfContainedMixin, PreTrainedModel):
         """Of the weights; learned scalars, which stay in fp32, do not count."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point() and p.numel() > 1)
 
+    def init_parallel_plans(self) -> None:
+        """What transformers splits over `tp_size` processes: heads and inner widths, as the layers themselves say.
+
+        No `base_model_tp_plan` of a configuration, because the two text decoders of GRR-CoCa share one.
+        """
+        super().init_parallel_plans()
+        for name, module in self.named_modules():
+            pattern = re.sub(r"\.\d+\.", ".*.", name)
+            plan = getattr(module, "tp_plan", {}) if not isinstance(module, PreTrainedModel) else {}
+            self._tp_plan |= {f"{pattern}.{part}": style for part, style in plan.items()}
+
 
 class DualEncoder(ContrastiveCaptionerPreTrainedModel):
     """Image and text embeddings in one space. A subclass has `vision_model`, `text_model` and `logit_scale`."""
@@ -207,6 +220,10 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
         """Contrastive loss of this batch; while training, negatives come from all processes. Each model has its own."""
         raise NotImplementedError
 
+    def _processes_with_negatives(self) -> dist.ProcessGroup | None:
+        tp_size = getattr(getattr(self.config, "distributed_config", None), "tp_size", None)
+        return processes_with_other_rows(tp_size or 1) if self.training else None
+
 
 def _has_pixels(images: dict) -> bool:
     return any(images.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
@@ -220,6 +237,7 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
     """A [`DualEncoder`], `model`, with a vocabulary head, `lm_head`, trained with the joint loss (CoCa eq. 4)."""
 
     _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

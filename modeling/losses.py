@@ -1,12 +1,12 @@
 """Losses as pure functions, shared by the models of this package. Every loss is computed and returned in fp32."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import checkpoint
 
 
@@ -15,19 +15,33 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _first_row(image_embeds: torch.Tensor, text_embeds: torch.Tensor, gather: bool) -> int:
-    """The row of this process's first pair among those of all processes; 0 if they are not gathered.
+@cache
+def _every_so_many(world: dist.ProcessGroup, step: int) -> dist.ProcessGroup:
+    ranks = list(range(dist.get_world_size(world)))
+    return dist.new_subgroups_by_enumeration([ranks[first::step] for first in range(step)])[0]
+
+
+def processes_with_other_rows(tp_size: int = 1) -> dist.ProcessGroup | None:
+    """This process and those that train on other rows; None where there are none.
+
+    The `tp_size` neighbours that share a model by tensor parallelism all have the same rows: of them, one is enough.
+    """
+    if not is_distributed() or dist.get_world_size() == tp_size:
+        return None
+    return dist.group.WORLD if tp_size == 1 else _every_so_many(dist.group.WORLD, tp_size)
+
+
+def _first_row(image_embeds: torch.Tensor, text_embeds: torch.Tensor, group: dist.ProcessGroup | None) -> int:
+    """The row of this process's first pair among those of all processes of the group; 0 if there is none.
 
     Raises:
         ValueError: If images and texts of this process, or the pairs of the processes, differ in number; on every process.
     """
     num_images, num_texts = len(image_embeds), len(text_embeds)
-    if (
-        gather and is_distributed()
-    ):  # before anything is refused: a process that left alone would leave the others waiting
+    if group is not None:  # before anything is refused: a process that left alone would leave the others waiting
         counts = image_embeds.new_tensor([num_images, num_texts], dtype=torch.long)
-        by_process = [torch.empty_like(counts) for _ in range(dist.get_world_size())]
-        dist.all_gather(by_process, counts)
+        by_process = [torch.empty_like(counts) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(by_process, counts, group)
         numbers = torch.stack(by_process).tolist()
         if len({number for row in numbers for number in row}) > 1:
             raise ValueError(
@@ -39,12 +53,24 @@ def _first_row(image_embeds: torch.Tensor, text_embeds: torch.Tensor, gather: bo
             "A contrastive loss needs equally many images and texts, at least one of each: got "
             f"{num_images} `image_embeds` and {num_texts} `text_embeds`."
         )
-    return dist.get_rank() * num_images if gather and is_distributed() else 0
+    return 0 if group is None else dist.get_rank(group) * num_images
 
 
-def _of_all_processes(embeds: torch.Tensor, gather: bool) -> torch.Tensor:
-    """Rows of all processes, with gradient."""
-    return torch.cat(all_gather(embeds)) if gather and is_distributed() else embeds
+class _AllGather(torch.autograd.Function):
+    """Rows of all processes of a group, one process after another. Gradients of all of them reach the owner of a row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, rows.contiguous(), group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient = grad_output.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
 
 
 def contrastive_loss(
@@ -52,11 +78,11 @@ def contrastive_loss(
     text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
     reduction: str = "mean",
-    gather: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Softmax contrastive loss over matching image-text pairs (CoCa, arXiv 2205.01917, eq. 2).
 
-    With `gather`, every process scores its own rows against the pairs of all processes. The mean of the returned losses
+    With a `group`, every process scores its own rows against the pairs of all its processes. The mean of the returned losses
     over processes is the loss of the global batch, and so are the gradients that DDP averages.
 
     Args:
@@ -64,7 +90,7 @@ def contrastive_loss(
         text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Their texts' embeddings, normalised.
         logit_scale (`torch.Tensor` of shape `(1,)`): Inverse temperature (the exponential of the learned parameter).
         reduction (`"mean"` or `"sum"`): Mean (open_clip) or sum (the paper) of the two directions.
-        gather (`bool`): Take negatives from all processes, with gradient. All must hold equally many pairs.
+        group (`ProcessGroup`, *optional*): Take negatives from its processes, with gradient. All must hold equally many pairs.
 
     Returns:
         `torch.Tensor` of shape `()`.
@@ -75,8 +101,10 @@ def contrastive_loss(
     if reduction not in ("mean", "sum"):
         raise ValueError(f'`reduction` must be "mean" or "sum", got {reduction!r}.')
     image_embeds, text_embeds, logit_scale = image_embeds.float(), text_embeds.float(), logit_scale.float()
-    first_row = _first_row(image_embeds, text_embeds, gather)
-    all_image_embeds, all_text_embeds = (_of_all_processes(embeds, gather) for embeds in (image_embeds, text_embeds))
+    first_row = _first_row(image_embeds, text_embeds, group)
+    all_image_embeds, all_text_embeds = image_embeds, text_embeds
+    if group is not None:
+        all_image_embeds, all_text_embeds = (_AllGather.apply(x, group) for x in (image_embeds, text_embeds))
     targets = torch.arange(first_row, first_row + len(image_embeds), device=image_embeds.device)
     with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
         image_to_text = nn.functional.cross_entropy(logit_scale * image_embeds @ all_text_embeds.T, targets)
@@ -91,7 +119,7 @@ def focal_contrastive_loss(
     logit_scale: torch.Tensor,
     logit_bias: torch.Tensor | None = None,
     gamma: float = 1.0,
-    gather: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Focal sigmoid contrastive loss over matching image-text pairs (MaMMUT, arXiv 2303.16839, section 3.2).
 
@@ -99,7 +127,7 @@ def focal_contrastive_loss(
     -(1 - p)^gamma log p; rows are summed and divided by the number of pairs. The two directions of the paper have equal
     sums, so the sum over rows counts twice. gamma = 0 is binary cross-entropy.
 
-    With `gather`, every process scores its own images against the texts of all processes, as in [`contrastive_loss`].
+    With a `group`, every process scores its own images against the texts of all its processes, as in [`contrastive_loss`].
 
     Args:
         image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): L2-normalised image embeddings.
@@ -108,7 +136,7 @@ def focal_contrastive_loss(
         logit_bias (`torch.Tensor` of shape `(1,)`, *optional*): Added to every logit (SigLIP, arXiv 2303.15343); the paper
             has none.
         gamma (`float`): Focusing exponent. Not printed in the paper; 1.0 in the authors' RO-ViT code.
-        gather (`bool`): Take negatives from all processes, with gradient. All must hold equally many pairs.
+        group (`ProcessGroup`, *optional*): Take negatives from its processes, with gradient. All must hold equally many pairs.
 
     Returns:
         `torch.Tensor` of shape `()`.
@@ -117,8 +145,9 @@ def focal_contrastive_loss(
         ValueError: If the numbers of images and texts, or those of the processes, differ or are zero.
     """
     image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
-    first_row = _first_row(image_embeds, text_embeds, gather)
-    all_text_embeds, num_pairs = _of_all_processes(text_embeds, gather), len(image_embeds)
+    first_row = _first_row(image_embeds, text_embeds, group)
+    num_pairs = len(image_embeds)
+    all_text_embeds = text_embeds if group is None else _AllGather.apply(text_embeds, group)
     with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
         logits = logit_scale.float() * image_embeds @ all_text_embeds.T  # (num_pairs, pairs of all processes)
         if logit_bias is not None:
@@ -338,4 +367,10 @@ def visual_modeling_loss(
     return total / num_patches.clamp(min=1e-6)
 
 
-__all__ = ["captioning_loss", "contrastive_loss", "focal_contrastive_loss", "is_distributed", "visual_modeling_loss"]
+__all__ = [
+    "captioning_loss",
+    "contrastive_loss",
+    "focal_contrastive_loss",
+    "processes_with_other_rows",
+    "visual_modeling_loss",
+]
