@@ -215,10 +215,15 @@ def captioning_loss(
     return total / num_tokens.clamp(min=1e-6)
 
 
+def _log_probabilities(states: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
+    logits = (states @ weight.T).float().div_(temperature)  # (chunk, vocab_size)
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
 class _Divergence(torch.autograd.Function):
     """Sum over rows of KL(target || student) between the softmaxes of two linear maps.
 
-    Gradients are computed beside the value, chunk by chunk: no distribution outlives its chunk, and none is computed twice.
+    Gradients are computed beside the value: both need the distributions of a chunk, and none outlives its chunk.
     """
 
     @staticmethod
@@ -230,51 +235,54 @@ class _Divergence(torch.autograd.Function):
         target_weight: torch.Tensor,
         temperature: float,
         chunk_size: int,
-        wanted: list[bool],
     ) -> torch.Tensor:
         device = student.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_weight.dtype
-        inputs = (student, target, student_weight, target_weight)
-        gradients: list[Any] = [
-            torch.zeros_like(x, dtype=torch.float32) if want else None for x, want in zip(inputs, wanted, strict=True)
+        ctx.gradients = [
+            torch.zeros_like(tensor, dtype=torch.float32) if needed else None
+            for tensor, needed in zip(
+                (student, target, student_weight, target_weight), ctx.needs_input_grad, strict=False
+            )
         ]
-        total = torch.zeros((), dtype=torch.float32, device=student.device)
+        weights = (student_weight.to(dtype), target_weight.to(dtype))
+        total = student.new_zeros((), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            weights = (student_weight.to(dtype), target_weight.to(dtype))
-
-            def pull_back(side: int, rows: slice, states: torch.Tensor, logit_gradient: torch.Tensor) -> None:
-                logit_gradient = logit_gradient.div_(temperature).to(dtype)
-                if wanted[side]:
-                    gradients[side][rows] = logit_gradient @ weights[side]
-                if wanted[side + 2] and dtype == torch.float32:
-                    gradients[side + 2].addmm_(logit_gradient.T, states)  # no second tensor of the weight's size
-                elif wanted[side + 2]:
-                    gradients[side + 2] += logit_gradient.T @ states
-
-            def log_probabilities(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-                logits = (states @ weight.T).float().div_(temperature)  # (chunk, vocab_size)
-                return logits.sub_(logits.logsumexp(-1, keepdim=True))
-
-            def chunk_divergence(
-                rows: slice,
-            ) -> torch.Tensor:  # a function, so that no chunk's tensors meet the next one's
-                states = (student[rows].to(dtype), target[rows].to(dtype))
-                log_student = log_probabilities(states[0], weights[0])
-                log_target = log_probabilities(states[1], weights[1])
-                probabilities = log_target.exp()
-                divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
-                divergence = divergences.sum(-1, keepdim=True)
-                if wanted[0] or wanted[2]:
-                    pull_back(0, rows, states[0], log_student.exp_().sub_(probabilities))
-                if wanted[1] or wanted[3]:
-                    pull_back(1, rows, states[1], divergences.addcmul_(probabilities, divergence, value=-1))
-                return divergence.sum()
-
             for start in range(0, len(student), chunk_size):
-                total += chunk_divergence(slice(start, start + chunk_size))
-        ctx.gradients = gradients
-        ctx.dtypes = [x.dtype for x in inputs]
+                rows = slice(start, start + chunk_size)
+                states = (student[rows].to(dtype), target[rows].to(dtype))
+                total += _Divergence.chunk(ctx.gradients, rows, states, weights, temperature)
         return total
+
+    @staticmethod
+    def chunk(
+        gradients: list[torch.Tensor | None],
+        rows: slice,
+        states: tuple[torch.Tensor, torch.Tensor],
+        weights: tuple[torch.Tensor, torch.Tensor],
+        temperature: float,
+    ) -> torch.Tensor:
+        """The sum over some rows, which adds their gradients to those of all. In place wherever it can be."""
+        log_student, log_target = (
+            _log_probabilities(*side, temperature) for side in zip(states, weights, strict=True)
+        )
+        probabilities = log_target.exp()
+        divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
+        divergence = divergences.sum(-1, keepdim=True)
+        for side in (0, 1):
+            if gradients[side] is None and gradients[side + 2] is None:
+                continue
+            if side == 0:
+                logit_gradient = log_student.exp_().sub_(probabilities)
+            else:
+                logit_gradient = divergences.addcmul_(probabilities, divergence, value=-1)
+            logit_gradient = logit_gradient.div_(temperature).to(weights[side].dtype)
+            if gradients[side] is not None:
+                gradients[side][rows] = logit_gradient @ weights[side]
+            if gradients[side + 2] is not None and logit_gradient.dtype == torch.float32:
+                gradients[side + 2].addmm_(logit_gradient.T, states[side])  # no second tensor of the weight's size
+            elif gradients[side + 2] is not None:
+                gradients[side + 2] += logit_gradient.T @ states[side]
+        return divergence.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -284,12 +292,22 @@ class _Divergence(torch.autograd.Function):
                 "The gradients of the visual loss were handed out: call `backward` once per forward pass."
             )
         # In place and without a reference left behind: a second tensor of the weight's size would double the peak.
-        gradients = [
-            None if gradient is None else gradient.mul_(grad_output).to(dtype)
-            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
-        ]
-        ctx.gradients = None
-        return *gradients, None, None, None
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(None if gradient is None else gradient.mul_(grad_output) for gradient in gradients), None, None
+
+
+def _as_product(head: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """States and a matrix of `(vocab_size, channels)` whose product are the logits, for any affine head.
+
+    Adapters, quantised and sharded weights know their product with a matrix and its gradient: with the identity it is their own, with
+    zeros their bias, which becomes the weight of a channel of ones.
+    """
+    if type(head) is nn.Linear and head.bias is None and type(head.weight) is nn.Parameter:
+        return states, head.weight
+    identity = torch.eye(states.shape[-1], dtype=states.dtype, device=states.device)
+    products = head(nn.functional.pad(identity, (0, 0, 0, 1)))  # (channels + 1, vocab_size)
+    matrix, bias = products[:-1] - products[-1:], products[-1:]
+    return nn.functional.pad(states, (0, 1), value=1.0), torch.cat([matrix, bias]).T
 
 
 def visual_modeling_loss(
@@ -301,7 +319,7 @@ def visual_modeling_loss(
     detach_target: bool = False,
     temperature: float = 1.0,
     gather: bool = False,
-    chunk_size: int = 48,
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """KL divergence between visual words and the language model's predictions of them, mean over image patches (VW-LMM).
 
@@ -309,17 +327,18 @@ def visual_modeling_loss(
     softmax(lm_head(state before patch j)), the released code minimises KL(w_j || q_j-1), `"visual_words"`, after a stage with
     KL(q_j-1 || w_j), `"fit_vm_head"`. The shift is the caller's: row j of both arguments belongs to patch j.
 
-    Distributions over the vocabulary exist for `chunk_size` rows at a time, in fp32, forward and backward.
+    Distributions over the vocabulary exist for `chunk_size` rows at a time, in fp32.
 
     Args:
         hidden_states (`torch.Tensor` of shape `(num_patches, hidden_size)`): Decoder outputs at the position before each patch.
         image_features (`torch.Tensor` of shape `(num_patches, hidden_size)`): Outputs of the adapter.
-        lm_head, vm_head (`nn.Module`): Map them to vocabulary logits.
+        lm_head, vm_head (`nn.Module`): Map them to vocabulary logits; linear, with or without a bias.
         kind (`"visual_words"` or `"fit_vm_head"`): Which distribution is the target: the visual word or the prediction.
         detach_target (`bool`): Let no gradient reach the target.
         temperature (`float`): Divides the logits of both.
         gather (`bool`): Divide by the mean patch count of all processes, as in [`captioning_loss`].
-        chunk_size (`int`): Rows per chunk.
+        chunk_size (`int`, *optional*): Rows per chunk. Default: a sixteenth of them, which is a small share of what all of them
+            would take, and as many as a GPU likes where there are many.
 
     Returns:
         `torch.Tensor` of shape `()`; zero if there is no patch.
@@ -334,32 +353,15 @@ def visual_modeling_loss(
             f"Every patch needs the state before it: got {len(hidden_states)} `hidden_states` and {len(image_features)} "
             "`image_features`."
         )
-    student, student_head, target, target_head = hidden_states, lm_head, image_features, vm_head
+    student, target = _as_product(lm_head, hidden_states), _as_product(vm_head, image_features)
     if kind == "fit_vm_head":
-        student, student_head, target, target_head = target, target_head, student, student_head
-
-    if all(type(head) is nn.Linear and head.bias is None for head in (lm_head, vm_head)):
-        tensors = (student, target, student_head.weight, target_head.weight)
-        wanted = [
-            torch.is_grad_enabled() and tensor.requires_grad and not (detach_target and index % 2 == 1)
-            for index, tensor in enumerate(tensors)
-        ]
-        total = _Divergence.apply(*tensors, temperature, chunk_size, wanted)
-    else:  # adapters or quantised weights: the modules themselves know their gradient
-
-        def divergence(student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            log_student = nn.functional.log_softmax(student_head(student).float() / temperature, dim=-1)
-            log_target = nn.functional.log_softmax(target_head(target).float() / temperature, dim=-1)
-            log_target = log_target.detach() if detach_target else log_target
-            return nn.functional.kl_div(log_student, log_target, reduction="sum", log_target=True)
-
-        total = hidden_states.new_zeros((), dtype=torch.float32)
-        for chunk in zip(student.split(chunk_size), target.split(chunk_size), strict=True):
-            if torch.is_grad_enabled():
-                total = total + checkpoint(divergence, *chunk, use_reentrant=False)
-            else:
-                total = total + divergence(*chunk)
-
+        student, target = target, student
+    if detach_target:
+        target = tuple(tensor.detach() for tensor in target)
+    tensors = (student[0], target[0], student[1], target[1])
+    if not torch.is_grad_enabled():  # which `needs_input_grad` does not know
+        tensors = tuple(tensor.detach() for tensor in tensors)
+    total = _Divergence.apply(*tensors, temperature, chunk_size or max(48, len(hidden_states) // 16))
     num_patches = total.new_tensor(float(len(hidden_states)))
     if gather and is_distributed():
         dist.all_reduce(num_patches)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
@@ -299,6 +300,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
     # The visual loss is a mean over patches, which no token count can normalise.
     accepts_loss_kwargs = False
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output", "vm_head": "colwise_gather_output"}  # noqa: RUF012
 
     def __init__(self, config: VwLmmConfig):
         super().__init__(config)
@@ -417,6 +419,8 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             `torch.Tensor` of the same shape: every patch's distribution over words times the token embeddings.
         """
         table = self.get_input_embeddings().weight  # (vocab_size, hidden_size)
+        if isinstance(table, DTensor):  # of which a tensor-parallel process has some rows
+            table = table.full_tensor()
 
         def mixture(features: torch.Tensor) -> torch.Tensor:
             return self.vm_head(features).float().softmax(-1).to(table.dtype) @ table

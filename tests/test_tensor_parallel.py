@@ -15,6 +15,8 @@ MODELS = {
     "coca": lambda: tiny_model("open_clip"),
     "mammut": tiny_mammut,
     "mammut, tied": lambda: tiny_mammut(tie_word_embeddings=True),
+    "vw_lmm": tiny_vw_lmm,
+    "vw_lmm, pseudo image features": lambda: tiny_vw_lmm(pseudo_image_features=True),
 }
 
 
