@@ -194,6 +194,8 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
             )
         if texts["input_ids"] is None and texts["inputs_embeds"] is None:
             raise ValueError("`input_ids` is missing; for image embeddings alone call `get_image_features`.")
+        if self.training and return_loss:
+            self.clamp_logit_scale()
         vision_outputs = self.get_image_features(**images, return_dict=True, **kwargs)
         text_outputs = self.get_text_features(**texts, return_dict=True, **kwargs)
         image_embeds = unit_vectors(vision_outputs.pooler_output)
@@ -215,6 +217,14 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
             logits = self.logit_scale.exp().float() * text_embeds.float() @ image_embeds.float().T
         bias = getattr(self, "logit_bias", None)
         return logits if bias is None else logits + bias.float()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the learned log inverse temperature in [0, `logit_scale_max`] (CLIP, arXiv 2103.00020, section 2.5), in place.
+
+        Every training step that compares begins with it, whoever steps the optimiser: no loss sees a larger scale.
+        """
+        self.logit_scale.clamp_(0.0, self.config.logit_scale_max)
 
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Contrastive loss of this batch; while training, negatives come from all processes. Each model has its own."""
@@ -355,6 +365,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
                 texts["attention_mask"] = padding_mask(texts["input_ids"], text_config.pad_token_id)
             labels = supervised_labels(labels, texts["attention_mask"], text_config.vocab_size)
         compares = labels is not None and config.contrastive_loss_weight != 0
+        if self.training and compares:
+            self.model.clamp_logit_scale()
 
         vision_outputs, image_tokens = self._see(images, cache, image_tokens, **kwargs)
         image_embeds = None if vision_outputs is None else unit_vectors(vision_outputs.pooler_output)

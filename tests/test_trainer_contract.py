@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, default_data_collator
 
 from tests.conftest import PAIRS
 from tests.test_peft import batch_of
@@ -74,3 +74,28 @@ def test_smoothed_labels_are_refused_because_the_loss_would_be_half_of_it(tmp_pa
     del batch["labels"]
     assert model.train()(**batch, use_cache=False).logits.requires_grad  # for a loss of one's own
     assert model.eval()(**batch).logits is not None
+
+
+@pytest.mark.parametrize("kind", ["captioner", "dual encoder"])
+@pytest.mark.parametrize("name", ["grr_coca", "mammut"])
+def test_no_training_step_sees_a_larger_scale_than_the_maximum(tmp_path, name, kind):
+    model, processor = PAIRS[name]()
+    batch = batch_of(model, processor)
+    encoder, seen = model.model, []
+    maximum = model.config.logit_scale_max
+    encoder.logit_scale.data.fill_(maximum)
+    encoder.logit_scale.register_hook(lambda gradient: -torch.ones_like(gradient))  # every step asks for a larger one
+    similarity = encoder.similarity
+    encoder.similarity = lambda *embeds: seen.append(encoder.logit_scale.item()) or similarity(*embeds)
+    if kind == "dual encoder":
+        model = encoder
+        del batch["labels"]
+    trainer = trainer_of(model, batch, tmp_path, learning_rate=5.0, lr_scheduler_type="constant", optim="sgd")
+    if kind == "dual encoder":
+        trainer.data_collator = lambda rows: {**default_data_collator(rows), "return_loss": True}
+    trainer.train()
+    assert seen == pytest.approx([maximum, maximum])
+    assert encoder.logit_scale.item() > maximum  # since the last step, until the next one begins or somebody clamps it
+    encoder.logit_scale.data.fill_(-1.0)
+    encoder.clamp_logit_scale()
+    assert encoder.logit_scale.item() == 0
