@@ -16,7 +16,7 @@ def is_distributed() -> bool:
 
 
 @cache
-def _every_so_many(world: dist.ProcessGroup, step: int) -> dist.ProcessGroup:
+def _every_so_many(world: dist.ProcessGroup, step: int) -> Any:
     ranks = list(range(dist.get_world_size(world)))
     return dist.new_subgroups_by_enumeration([ranks[first::step] for first in range(step)])[0]
 
@@ -269,19 +269,20 @@ class _Divergence(torch.autograd.Function):
         divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
         divergence = divergences.sum(-1, keepdim=True)
         for side in (0, 1):
-            if gradients[side] is None and gradients[side + 2] is None:
+            state_gradient, weight_gradient = gradients[side], gradients[side + 2]
+            if state_gradient is None and weight_gradient is None:
                 continue
             if side == 0:
                 logit_gradient = log_student.exp_().sub_(probabilities)
             else:
                 logit_gradient = divergences.addcmul_(probabilities, divergence, value=-1)
             logit_gradient = logit_gradient.div_(temperature).to(weights[side].dtype)
-            if gradients[side] is not None:
-                gradients[side][rows] = logit_gradient @ weights[side]
-            if gradients[side + 2] is not None and logit_gradient.dtype == torch.float32:
-                gradients[side + 2].addmm_(logit_gradient.T, states[side])  # no second tensor of the weight's size
-            elif gradients[side + 2] is not None:
-                gradients[side + 2] += logit_gradient.T @ states[side]
+            if state_gradient is not None:
+                state_gradient[rows] = logit_gradient @ weights[side]
+            if weight_gradient is not None and logit_gradient.dtype == torch.float32:
+                weight_gradient.addmm_(logit_gradient.T, states[side])  # no second tensor of the weight's size
+            elif weight_gradient is not None:
+                weight_gradient += logit_gradient.T @ states[side]
         return divergence.sum()
 
     @staticmethod
@@ -357,8 +358,8 @@ def visual_modeling_loss(
     if kind == "fit_vm_head":
         student, target = target, student
     if detach_target:
-        target = tuple(tensor.detach() for tensor in target)
-    tensors = (student[0], target[0], student[1], target[1])
+        target = (target[0].detach(), target[1].detach())
+    tensors: tuple[torch.Tensor, ...] = (student[0], target[0], student[1], target[1])
     if not torch.is_grad_enabled():  # which `needs_input_grad` does not know
         tensors = tuple(tensor.detach() for tensor in tensors)
     total = _Divergence.apply(*tensors, temperature, chunk_size or max(48, len(hidden_states) // 16))
