@@ -33,6 +33,13 @@ class CompositeConfig(PreTrainedConfig):
     transformers has two ways to build and save parts, one up to 5.19 and one since. This is a third, which both accept.
     """
 
+    # What transformers' `Trainer` leaves out of its predictions: all that these models return but loss and logits.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        *("cache", "past_key_values", "hidden_states", "attentions", "cross_attentions"),
+        *("contrastive_loss", "caption_loss", "language_loss", "visual_loss"),
+        *("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "image_tokens", "image_hidden_states"),
+        *("text_model_output", "vision_model_output"),
+    ]
     optional_sub_configs: ClassVar[tuple[str, ...]] = ()  # where nothing means that there is no such part
 
     def __post_init__(self, **kwargs):

@@ -4,9 +4,11 @@ Read from top to bottom: outputs, dual encoder, captioner. A model's own file sa
 read, and which contrastive loss it is trained with.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
@@ -15,9 +17,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .caption_generation import CaptionGenerationMixin, has_cached_image, select_images
-from .inputs import padding_mask, supervised_labels
+from .inputs import check_training_has_labels, padding_mask, supervised_labels
 from .layers import slice_logits_to_keep
-from .losses import captioning_loss
+from .losses import captioning_loss, processes_with_other_rows
 from .self_contained import SelfContainedMixin
 from .transformers_versions import CACHE_NAME, takes_cache
 
@@ -121,6 +123,17 @@ class ContrastiveCaptionerPreTrainedModel(SelfContainedMixin, PreTrainedModel):
         """Of the weights; learned scalars, which stay in fp32, do not count."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point() and p.numel() > 1)
 
+    def init_parallel_plans(self) -> None:
+        """What transformers splits over `tp_size` processes: heads and inner widths, as the layers themselves say.
+
+        No `base_model_tp_plan` of a configuration, because the two text decoders of GRR-CoCa share one.
+        """
+        super().init_parallel_plans()
+        for name, module in self.named_modules():
+            pattern = re.sub(r"\.\d+\.", ".*.", name)
+            plan = getattr(module, "tp_plan", {}) if not isinstance(module, PreTrainedModel) else {}
+            self._tp_plan |= {f"{pattern}.{part}": style for part, style in plan.items()}
+
 
 class DualEncoder(ContrastiveCaptionerPreTrainedModel):
     """Image and text embeddings in one space. A subclass has `vision_model`, `text_model` and `logit_scale`."""
@@ -181,6 +194,8 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
             )
         if texts["input_ids"] is None and texts["inputs_embeds"] is None:
             raise ValueError("`input_ids` is missing; for image embeddings alone call `get_image_features`.")
+        if self.training and return_loss:
+            self.clamp_logit_scale()
         vision_outputs = self.get_image_features(**images, return_dict=True, **kwargs)
         text_outputs = self.get_text_features(**texts, return_dict=True, **kwargs)
         image_embeds = unit_vectors(vision_outputs.pooler_output)
@@ -203,9 +218,21 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
         bias = getattr(self, "logit_bias", None)
         return logits if bias is None else logits + bias.float()
 
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the learned log inverse temperature in [0, `logit_scale_max`] (CLIP, arXiv 2103.00020, section 2.5), in place.
+
+        Every training step that compares begins with it, whoever steps the optimiser: no loss sees a larger scale.
+        """
+        self.logit_scale.clamp_(0.0, self.config.logit_scale_max)
+
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Contrastive loss of this batch; while training, negatives come from all processes. Each model has its own."""
         raise NotImplementedError
+
+    def _processes_with_negatives(self) -> dist.ProcessGroup | None:
+        tp_size = getattr(getattr(self.config, "distributed_config", None), "tp_size", None)
+        return processes_with_other_rows(tp_size or 1) if self.training else None
 
 
 def _has_pixels(images: dict) -> bool:
@@ -220,6 +247,7 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
     """A [`DualEncoder`], `model`, with a vocabulary head, `lm_head`, trained with the joint loss (CoCa eq. 4)."""
 
     _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -277,7 +305,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
                 The image of every text, where several texts belong to one image: it is encoded once. Default: text i
                 belongs to image i.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Targets, aligned with `input_ids` (the shift happens here); -100 is ignored.
+                Targets, aligned with `input_ids` (the shift happens here); -100 is ignored. Needed while training, unless
+                `use_cache` is set, which says that the loss is somebody else's.
             use_cache (`bool`, *optional*): Return the cache. Default: the text config's, never with `labels`.
             logits_to_keep (`int` or `torch.Tensor`):
                 Last positions (0: all) that get logits, or their indices, or a boolean mask.
@@ -287,7 +316,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
             interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
 
         Raises:
-            ValueError: If there is no image, images and texts differ in number, or shapes and ids do not fit.
+            ValueError: If there is no image, images and texts differ in number, shapes and ids do not fit, or a training step
+                has no `labels`.
         """
         return self._score(
             {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding},
@@ -322,6 +352,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
     ) -> CaptionerOutput:
         """`forward`, whose arguments come sorted: `images` is for `get_image_features`, `texts` for `_read_texts`."""
         config, text_config = self.config, self.config.text_config
+        if self.training:
+            check_training_has_labels(labels, use_cache)
         use_cache = (text_config.use_cache if use_cache is None else use_cache) and labels is None
         self._check_cache(cache)
         if cache is None and use_cache:
@@ -333,6 +365,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
                 texts["attention_mask"] = padding_mask(texts["input_ids"], text_config.pad_token_id)
             labels = supervised_labels(labels, texts["attention_mask"], text_config.vocab_size)
         compares = labels is not None and config.contrastive_loss_weight != 0
+        if self.training and compares:
+            self.model.clamp_logit_scale()
 
         vision_outputs, image_tokens = self._see(images, cache, image_tokens, **kwargs)
         image_embeds = None if vision_outputs is None else unit_vectors(vision_outputs.pooler_output)

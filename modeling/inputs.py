@@ -95,6 +95,23 @@ def supervised_labels(labels: torch.Tensor, attention_mask: torch.Tensor | None,
     return labels.masked_fill(behind_padding, -100)
 
 
+def check_training_has_labels(labels: torch.Tensor | None, use_cache: bool | None) -> None:
+    """Refuse to train on logits that somebody expects to be all of the loss; call it in training mode.
+
+    transformers' `Trainer` takes `labels` away to smooth them. What it then makes of the logits is a loss without a shift
+    and without the model's other parts, and no error. It never says `use_cache`; who wants logits for a loss of their own can.
+
+    Raises:
+        ValueError: If there are gradients, but neither `labels` nor a word about the cache.
+    """
+    if torch.is_grad_enabled() and labels is None and use_cache is None:
+        raise ValueError(
+            "`labels` must be given while training, got None: the loss is more than one of logits. transformers' "
+            "`label_smoothing_factor` and `compute_loss_func` take labels away: leave them unset. Pass `use_cache=False` to "
+            "compute a loss of your own from the logits, or call `model.eval()`."
+        )
+
+
 def padding_mask(input_ids: torch.LongTensor, pad_token_id: int | None) -> torch.LongTensor:
     """1 for tokens, 0 for runs of `pad_token_id` at either end; inside a text that id is a token like any other."""
     if pad_token_id is None:
@@ -170,6 +187,7 @@ __all__ = [
     "align_prompts",
     "check_pixel_values",
     "check_texts",
+    "check_training_has_labels",
     "default_position_ids",
     "fill_context",
     "padding_mask",

@@ -23,6 +23,8 @@ def build_norm(config, hidden_size: int | None = None) -> nn.Module:
 class PlainFeedForward(nn.Module):
     """Linear, GELU (exact, or OpenAI's approximation "quick_gelu"), linear: the feed-forward layer of the original ViT and CoCa."""
 
+    tp_plan = {"fc1": "colwise", "fc2": "rowwise"}  # noqa: RUF012
+
     def __init__(self, config):
         super().__init__()
         self.activation = ACT2FN[config.mlp_type]
@@ -35,6 +37,8 @@ class PlainFeedForward(nn.Module):
 
 class GatedFeedForward(nn.Module):
     """GEGLU (Shazeer 2020, arXiv 2002.05202, eq. 6): down(GELU(gate(x)) * up(x)), with exact GELU."""
+
+    tp_plan = {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}  # noqa: RUF012
 
     def __init__(self, config):
         super().__init__()
@@ -175,6 +179,8 @@ class Attention(nn.Module):
             Width of queries and output, number of heads, width of the key/value input. Default: the config's width.
     """
 
+    tp_plan = {"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "out_proj": "rowwise"}  # noqa: RUF012
+
     def __init__(
         self,
         config,
@@ -198,6 +204,11 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=config.attention_bias)
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        if states.shape[-1] % self.head_dim:
+            raise ValueError(
+                "Tensor parallelism shares whole heads: the number of heads must be a multiple of `tp_size`, got "
+                f"{self.q_proj.out_features // self.head_dim}."
+            )
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, length, head_dim)
 
     def _self_attention_states(

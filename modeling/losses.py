@@ -1,12 +1,12 @@
 """Losses as pure functions, shared by the models of this package. Every loss is computed and returned in fp32."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import checkpoint
 
 
@@ -15,19 +15,33 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _first_row(image_embeds: torch.Tensor, text_embeds: torch.Tensor, gather: bool) -> int:
-    """The row of this process's first pair among those of all processes; 0 if they are not gathered.
+@cache
+def _every_so_many(world: dist.ProcessGroup, step: int) -> Any:
+    ranks = list(range(dist.get_world_size(world)))
+    return dist.new_subgroups_by_enumeration([ranks[first::step] for first in range(step)])[0]
+
+
+def processes_with_other_rows(tp_size: int = 1) -> dist.ProcessGroup | None:
+    """This process and those that train on other rows; None where there are none.
+
+    The `tp_size` neighbours that share a model by tensor parallelism all have the same rows: of them, one is enough.
+    """
+    if not is_distributed() or dist.get_world_size() == tp_size:
+        return None
+    return dist.group.WORLD if tp_size == 1 else _every_so_many(dist.group.WORLD, tp_size)
+
+
+def _first_row(image_embeds: torch.Tensor, text_embeds: torch.Tensor, group: dist.ProcessGroup | None) -> int:
+    """The row of this process's first pair among those of all processes of the group; 0 if there is none.
 
     Raises:
         ValueError: If images and texts of this process, or the pairs of the processes, differ in number; on every process.
     """
     num_images, num_texts = len(image_embeds), len(text_embeds)
-    if (
-        gather and is_distributed()
-    ):  # before anything is refused: a process that left alone would leave the others waiting
+    if group is not None:  # before anything is refused: a process that left alone would leave the others waiting
         counts = image_embeds.new_tensor([num_images, num_texts], dtype=torch.long)
-        by_process = [torch.empty_like(counts) for _ in range(dist.get_world_size())]
-        dist.all_gather(by_process, counts)
+        by_process = [torch.empty_like(counts) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(by_process, counts, group)
         numbers = torch.stack(by_process).tolist()
         if len({number for row in numbers for number in row}) > 1:
             raise ValueError(
@@ -39,12 +53,24 @@ def _first_row(image_embeds: torch.Tensor, text_embeds: torch.Tensor, gather: bo
             "A contrastive loss needs equally many images and texts, at least one of each: got "
             f"{num_images} `image_embeds` and {num_texts} `text_embeds`."
         )
-    return dist.get_rank() * num_images if gather and is_distributed() else 0
+    return 0 if group is None else dist.get_rank(group) * num_images
 
 
-def _of_all_processes(embeds: torch.Tensor, gather: bool) -> torch.Tensor:
-    """Rows of all processes, with gradient."""
-    return torch.cat(all_gather(embeds)) if gather and is_distributed() else embeds
+class _AllGather(torch.autograd.Function):
+    """Rows of all processes of a group, one process after another. Gradients of all of them reach the owner of a row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, rows.contiguous(), group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient = grad_output.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
 
 
 def contrastive_loss(
@@ -52,11 +78,11 @@ def contrastive_loss(
     text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
     reduction: str = "mean",
-    gather: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Softmax contrastive loss over matching image-text pairs (CoCa, arXiv 2205.01917, eq. 2).
 
-    With `gather`, every process scores its own rows against the pairs of all processes. The mean of the returned losses
+    With a `group`, every process scores its own rows against the pairs of all its processes. The mean of the returned losses
     over processes is the loss of the global batch, and so are the gradients that DDP averages.
 
     Args:
@@ -64,7 +90,7 @@ def contrastive_loss(
         text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Their texts' embeddings, normalised.
         logit_scale (`torch.Tensor` of shape `(1,)`): Inverse temperature (the exponential of the learned parameter).
         reduction (`"mean"` or `"sum"`): Mean (open_clip) or sum (the paper) of the two directions.
-        gather (`bool`): Take negatives from all processes, with gradient. All must hold equally many pairs.
+        group (`ProcessGroup`, *optional*): Take negatives from its processes, with gradient. All must hold equally many pairs.
 
     Returns:
         `torch.Tensor` of shape `()`.
@@ -75,8 +101,10 @@ def contrastive_loss(
     if reduction not in ("mean", "sum"):
         raise ValueError(f'`reduction` must be "mean" or "sum", got {reduction!r}.')
     image_embeds, text_embeds, logit_scale = image_embeds.float(), text_embeds.float(), logit_scale.float()
-    first_row = _first_row(image_embeds, text_embeds, gather)
-    all_image_embeds, all_text_embeds = (_of_all_processes(embeds, gather) for embeds in (image_embeds, text_embeds))
+    first_row = _first_row(image_embeds, text_embeds, group)
+    all_image_embeds, all_text_embeds = image_embeds, text_embeds
+    if group is not None:
+        all_image_embeds, all_text_embeds = (_AllGather.apply(x, group) for x in (image_embeds, text_embeds))
     targets = torch.arange(first_row, first_row + len(image_embeds), device=image_embeds.device)
     with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
         image_to_text = nn.functional.cross_entropy(logit_scale * image_embeds @ all_text_embeds.T, targets)
@@ -91,7 +119,7 @@ def focal_contrastive_loss(
     logit_scale: torch.Tensor,
     logit_bias: torch.Tensor | None = None,
     gamma: float = 1.0,
-    gather: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Focal sigmoid contrastive loss over matching image-text pairs (MaMMUT, arXiv 2303.16839, section 3.2).
 
@@ -99,7 +127,7 @@ def focal_contrastive_loss(
     -(1 - p)^gamma log p; rows are summed and divided by the number of pairs. The two directions of the paper have equal
     sums, so the sum over rows counts twice. gamma = 0 is binary cross-entropy.
 
-    With `gather`, every process scores its own images against the texts of all processes, as in [`contrastive_loss`].
+    With a `group`, every process scores its own images against the texts of all its processes, as in [`contrastive_loss`].
 
     Args:
         image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): L2-normalised image embeddings.
@@ -108,7 +136,7 @@ def focal_contrastive_loss(
         logit_bias (`torch.Tensor` of shape `(1,)`, *optional*): Added to every logit (SigLIP, arXiv 2303.15343); the paper
             has none.
         gamma (`float`): Focusing exponent. Not printed in the paper; 1.0 in the authors' RO-ViT code.
-        gather (`bool`): Take negatives from all processes, with gradient. All must hold equally many pairs.
+        group (`ProcessGroup`, *optional*): Take negatives from its processes, with gradient. All must hold equally many pairs.
 
     Returns:
         `torch.Tensor` of shape `()`.
@@ -117,8 +145,9 @@ def focal_contrastive_loss(
         ValueError: If the numbers of images and texts, or those of the processes, differ or are zero.
     """
     image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
-    first_row = _first_row(image_embeds, text_embeds, gather)
-    all_text_embeds, num_pairs = _of_all_processes(text_embeds, gather), len(image_embeds)
+    first_row = _first_row(image_embeds, text_embeds, group)
+    num_pairs = len(image_embeds)
+    all_text_embeds = text_embeds if group is None else _AllGather.apply(text_embeds, group)
     with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
         logits = logit_scale.float() * image_embeds @ all_text_embeds.T  # (num_pairs, pairs of all processes)
         if logit_bias is not None:
@@ -186,10 +215,15 @@ def captioning_loss(
     return total / num_tokens.clamp(min=1e-6)
 
 
+def _log_probabilities(states: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
+    logits = (states @ weight.T).float().div_(temperature)  # (chunk, vocab_size)
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
 class _Divergence(torch.autograd.Function):
     """Sum over rows of KL(target || student) between the softmaxes of two linear maps.
 
-    Gradients are computed beside the value, chunk by chunk: no distribution outlives its chunk, and none is computed twice.
+    Gradients are computed beside the value: both need the distributions of a chunk, and none outlives its chunk.
     """
 
     @staticmethod
@@ -201,51 +235,55 @@ class _Divergence(torch.autograd.Function):
         target_weight: torch.Tensor,
         temperature: float,
         chunk_size: int,
-        wanted: list[bool],
     ) -> torch.Tensor:
         device = student.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_weight.dtype
-        inputs = (student, target, student_weight, target_weight)
-        gradients: list[Any] = [
-            torch.zeros_like(x, dtype=torch.float32) if want else None for x, want in zip(inputs, wanted, strict=True)
+        ctx.gradients = [
+            torch.zeros_like(tensor, dtype=torch.float32) if needed else None
+            for tensor, needed in zip(
+                (student, target, student_weight, target_weight), ctx.needs_input_grad, strict=False
+            )
         ]
-        total = torch.zeros((), dtype=torch.float32, device=student.device)
+        weights = (student_weight.to(dtype), target_weight.to(dtype))
+        total = student.new_zeros((), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            weights = (student_weight.to(dtype), target_weight.to(dtype))
-
-            def pull_back(side: int, rows: slice, states: torch.Tensor, logit_gradient: torch.Tensor) -> None:
-                logit_gradient = logit_gradient.div_(temperature).to(dtype)
-                if wanted[side]:
-                    gradients[side][rows] = logit_gradient @ weights[side]
-                if wanted[side + 2] and dtype == torch.float32:
-                    gradients[side + 2].addmm_(logit_gradient.T, states)  # no second tensor of the weight's size
-                elif wanted[side + 2]:
-                    gradients[side + 2] += logit_gradient.T @ states
-
-            def log_probabilities(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-                logits = (states @ weight.T).float().div_(temperature)  # (chunk, vocab_size)
-                return logits.sub_(logits.logsumexp(-1, keepdim=True))
-
-            def chunk_divergence(
-                rows: slice,
-            ) -> torch.Tensor:  # a function, so that no chunk's tensors meet the next one's
-                states = (student[rows].to(dtype), target[rows].to(dtype))
-                log_student = log_probabilities(states[0], weights[0])
-                log_target = log_probabilities(states[1], weights[1])
-                probabilities = log_target.exp()
-                divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
-                divergence = divergences.sum(-1, keepdim=True)
-                if wanted[0] or wanted[2]:
-                    pull_back(0, rows, states[0], log_student.exp_().sub_(probabilities))
-                if wanted[1] or wanted[3]:
-                    pull_back(1, rows, states[1], divergences.addcmul_(probabilities, divergence, value=-1))
-                return divergence.sum()
-
             for start in range(0, len(student), chunk_size):
-                total += chunk_divergence(slice(start, start + chunk_size))
-        ctx.gradients = gradients
-        ctx.dtypes = [x.dtype for x in inputs]
+                rows = slice(start, start + chunk_size)
+                states = (student[rows].to(dtype), target[rows].to(dtype))
+                total += _Divergence.chunk(ctx.gradients, rows, states, weights, temperature)
         return total
+
+    @staticmethod
+    def chunk(
+        gradients: list[torch.Tensor | None],
+        rows: slice,
+        states: tuple[torch.Tensor, torch.Tensor],
+        weights: tuple[torch.Tensor, torch.Tensor],
+        temperature: float,
+    ) -> torch.Tensor:
+        """The sum over some rows, which adds their gradients to those of all. In place wherever it can be."""
+        log_student, log_target = (
+            _log_probabilities(*side, temperature) for side in zip(states, weights, strict=True)
+        )
+        probabilities = log_target.exp()
+        divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
+        divergence = divergences.sum(-1, keepdim=True)
+        for side in (0, 1):
+            state_gradient, weight_gradient = gradients[side], gradients[side + 2]
+            if state_gradient is None and weight_gradient is None:
+                continue
+            if side == 0:
+                logit_gradient = log_student.exp_().sub_(probabilities)
+            else:
+                logit_gradient = divergences.addcmul_(probabilities, divergence, value=-1)
+            logit_gradient = logit_gradient.div_(temperature).to(weights[side].dtype)
+            if state_gradient is not None:
+                state_gradient[rows] = logit_gradient @ weights[side]
+            if weight_gradient is not None and logit_gradient.dtype == torch.float32:
+                weight_gradient.addmm_(logit_gradient.T, states[side])  # no second tensor of the weight's size
+            elif weight_gradient is not None:
+                weight_gradient += logit_gradient.T @ states[side]
+        return divergence.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -255,12 +293,22 @@ class _Divergence(torch.autograd.Function):
                 "The gradients of the visual loss were handed out: call `backward` once per forward pass."
             )
         # In place and without a reference left behind: a second tensor of the weight's size would double the peak.
-        gradients = [
-            None if gradient is None else gradient.mul_(grad_output).to(dtype)
-            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
-        ]
-        ctx.gradients = None
-        return *gradients, None, None, None
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(None if gradient is None else gradient.mul_(grad_output) for gradient in gradients), None, None
+
+
+def _as_product(head: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """States and a matrix of `(vocab_size, channels)` whose product are the logits, for any affine head.
+
+    Adapters, quantised and sharded weights know their product with a matrix and its gradient: with the identity it is their own, with
+    zeros their bias, which becomes the weight of a channel of ones.
+    """
+    if type(head) is nn.Linear and head.bias is None and type(head.weight) is nn.Parameter:
+        return states, head.weight
+    identity = torch.eye(states.shape[-1], dtype=states.dtype, device=states.device)
+    products = head(nn.functional.pad(identity, (0, 0, 0, 1)))  # (channels + 1, vocab_size)
+    matrix, bias = products[:-1] - products[-1:], products[-1:]
+    return nn.functional.pad(states, (0, 1), value=1.0), torch.cat([matrix, bias]).T
 
 
 def visual_modeling_loss(
@@ -272,7 +320,7 @@ def visual_modeling_loss(
     detach_target: bool = False,
     temperature: float = 1.0,
     gather: bool = False,
-    chunk_size: int = 48,
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """KL divergence between visual words and the language model's predictions of them, mean over image patches (VW-LMM).
 
@@ -280,17 +328,18 @@ def visual_modeling_loss(
     softmax(lm_head(state before patch j)), the released code minimises KL(w_j || q_j-1), `"visual_words"`, after a stage with
     KL(q_j-1 || w_j), `"fit_vm_head"`. The shift is the caller's: row j of both arguments belongs to patch j.
 
-    Distributions over the vocabulary exist for `chunk_size` rows at a time, in fp32, forward and backward.
+    Distributions over the vocabulary exist for `chunk_size` rows at a time, in fp32.
 
     Args:
         hidden_states (`torch.Tensor` of shape `(num_patches, hidden_size)`): Decoder outputs at the position before each patch.
         image_features (`torch.Tensor` of shape `(num_patches, hidden_size)`): Outputs of the adapter.
-        lm_head, vm_head (`nn.Module`): Map them to vocabulary logits.
+        lm_head, vm_head (`nn.Module`): Map them to vocabulary logits; linear, with or without a bias.
         kind (`"visual_words"` or `"fit_vm_head"`): Which distribution is the target: the visual word or the prediction.
         detach_target (`bool`): Let no gradient reach the target.
         temperature (`float`): Divides the logits of both.
         gather (`bool`): Divide by the mean patch count of all processes, as in [`captioning_loss`].
-        chunk_size (`int`): Rows per chunk.
+        chunk_size (`int`, *optional*): Rows per chunk. Default: a sixteenth of them, which is a small share of what all of them
+            would take, and as many as a GPU likes where there are many.
 
     Returns:
         `torch.Tensor` of shape `()`; zero if there is no patch.
@@ -305,32 +354,15 @@ def visual_modeling_loss(
             f"Every patch needs the state before it: got {len(hidden_states)} `hidden_states` and {len(image_features)} "
             "`image_features`."
         )
-    student, student_head, target, target_head = hidden_states, lm_head, image_features, vm_head
+    student, target = _as_product(lm_head, hidden_states), _as_product(vm_head, image_features)
     if kind == "fit_vm_head":
-        student, student_head, target, target_head = target, target_head, student, student_head
-
-    if all(type(head) is nn.Linear and head.bias is None for head in (lm_head, vm_head)):
-        tensors = (student, target, student_head.weight, target_head.weight)
-        wanted = [
-            torch.is_grad_enabled() and tensor.requires_grad and not (detach_target and index % 2 == 1)
-            for index, tensor in enumerate(tensors)
-        ]
-        total = _Divergence.apply(*tensors, temperature, chunk_size, wanted)
-    else:  # adapters or quantised weights: the modules themselves know their gradient
-
-        def divergence(student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            log_student = nn.functional.log_softmax(student_head(student).float() / temperature, dim=-1)
-            log_target = nn.functional.log_softmax(target_head(target).float() / temperature, dim=-1)
-            log_target = log_target.detach() if detach_target else log_target
-            return nn.functional.kl_div(log_student, log_target, reduction="sum", log_target=True)
-
-        total = hidden_states.new_zeros((), dtype=torch.float32)
-        for chunk in zip(student.split(chunk_size), target.split(chunk_size), strict=True):
-            if torch.is_grad_enabled():
-                total = total + checkpoint(divergence, *chunk, use_reentrant=False)
-            else:
-                total = total + divergence(*chunk)
-
+        student, target = target, student
+    if detach_target:
+        target = (target[0].detach(), target[1].detach())
+    tensors: tuple[torch.Tensor, ...] = (student[0], target[0], student[1], target[1])
+    if not torch.is_grad_enabled():  # which `needs_input_grad` does not know
+        tensors = tuple(tensor.detach() for tensor in tensors)
+    total = _Divergence.apply(*tensors, temperature, chunk_size or max(48, len(hidden_states) // 16))
     num_patches = total.new_tensor(float(len(hidden_states)))
     if gather and is_distributed():
         dist.all_reduce(num_patches)
@@ -338,4 +370,10 @@ def visual_modeling_loss(
     return total / num_patches.clamp(min=1e-6)
 
 
-__all__ = ["captioning_loss", "contrastive_loss", "focal_contrastive_loss", "is_distributed", "visual_modeling_loss"]
+__all__ = [
+    "captioning_loss",
+    "contrastive_loss",
+    "focal_contrastive_loss",
+    "processes_with_other_rows",
+    "visual_modeling_loss",
+]

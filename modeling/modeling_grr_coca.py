@@ -227,6 +227,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
     input_modalities = ("text",)
     _input_embed_layer = "embed_tokens"
     _prefix_in_whole_model = "text_model"
+    _tp_plan = {"embed_tokens": "embedding_rowwise"}  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": SelfAttentionBlock,
         "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
@@ -500,7 +501,7 @@ class GrrCocaModel(DualEncoder, GrrCocaPreTrainedModel):
             text_embeds,
             self.logit_scale.exp(),
             reduction=self.config.contrastive_reduction,
-            gather=self.training,
+            group=self._processes_with_negatives(),
         )
 
 

@@ -227,6 +227,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
     input_modalities = ("text",)
     _input_embed_layer = "embed_tokens"
     _prefix_in_whole_model = "text_model"
+    _tp_plan = {"embed_tokens": "embedding_rowwise"}  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": SelfAttentionBlock,
         "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
@@ -504,11 +505,11 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
 
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Focal or InfoNCE loss of this batch (section 3.2); while training, negatives come from all processes."""
-        scale, gather = self.logit_scale.exp(), self.training
+        scale, group = self.logit_scale.exp(), self._processes_with_negatives()
         if self.config.contrastive_loss_type == "softmax":
-            return contrastive_loss(image_embeds, text_embeds, scale, gather=gather)
+            return contrastive_loss(image_embeds, text_embeds, scale, group=group)
         return focal_contrastive_loss(
-            image_embeds, text_embeds, scale, self.logit_bias, gamma=self.config.focal_gamma, gather=gather
+            image_embeds, text_embeds, scale, self.logit_bias, gamma=self.config.focal_gamma, group=group
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
@@ -23,7 +24,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_vw_lmm import VwLmmConfig
-from .inputs import supervised_labels
+from .inputs import check_training_has_labels, supervised_labels
 from .layers import slice_logits_to_keep
 from .losses import captioning_loss, visual_modeling_loss
 from .self_contained import SelfContainedMixin
@@ -299,6 +300,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
     # The visual loss is a mean over patches, which no token count can normalise.
     accepts_loss_kwargs = False
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output", "vm_head": "colwise_gather_output"}  # noqa: RUF012
 
     def __init__(self, config: VwLmmConfig):
         super().__init__(config)
@@ -417,6 +419,8 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             `torch.Tensor` of the same shape: every patch's distribution over words times the token embeddings.
         """
         table = self.get_input_embeddings().weight  # (vocab_size, hidden_size)
+        if isinstance(table, DTensor):  # of which a tensor-parallel process has some rows
+            table = table.full_tensor()
 
         def mixture(features: torch.Tensor) -> torch.Tensor:
             return self.vm_head(features).float().softmax(-1).to(table.dtype) @ table
@@ -455,6 +459,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             input_ids, pixel_values, attention_mask, position_ids, cache, inputs_embeds: As in [`VwLmmModel`].
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets, aligned with `input_ids` (the shift happens here); -100 is ignored, and so are placeholders.
+                Needed while training, unless `use_cache` is set, which says that the loss is somebody else's.
             use_cache (`bool`, *optional*): Return the cache. Default: the text config's, never with `labels`.
             logits_to_keep (`int` or `torch.Tensor`):
                 Last positions (0: all) that get logits, or their indices, or a boolean mask.
@@ -463,9 +468,12 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}` instead of `pixel_values`.
 
         Raises:
-            ValueError: If placeholders and images do not match, or inputs contradict one another.
+            ValueError: If placeholders and images do not match, inputs contradict one another, or a training step has no
+                `labels`.
         """
         config = self.config
+        if self.training:
+            check_training_has_labels(labels, use_cache)
         encoded = (mm_encoder_outputs or {}).get("image")
         if encoded is not None and pixel_values is not None:
             raise ValueError("Pass either `pixel_values` or `mm_encoder_outputs`, got both.")

@@ -15,7 +15,7 @@ class DescribedMetric(
 
     Attributes:
         columns (`dict`): Features of one prediction and one reference.
-        source (`str`): Address of the benchmark.
+        source (`str`): Address of the benchmark, to cite.
     """
 
     columns: ClassVar[dict[str, Any]]
@@ -24,7 +24,7 @@ class DescribedMetric(
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=sys.modules[type(self).__module__].__doc__,
-            citation="",
+            citation=self.source,
             inputs_description=self._compute.__doc__,
             features=datasets.Features(self.inputs()),
             reference_urls=[self.source],
