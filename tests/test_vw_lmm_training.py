@@ -82,7 +82,7 @@ def test_llava_layout_and_messages(tmp_path):
         load_conversations(str(tmp_path / "bad.json"))
     for name in ("../red.png", "/etc/passwd"):
         (tmp_path / "bad.json").write_text(json.dumps([{"image": name, "conversations": turns}]))
-        with pytest.raises(ValueError, match="Row 0 names the image .*, which is not in `image_folder`"):
+        with pytest.raises(ValueError, match=r"Row 0 names the image .*, which is not in `image_folder`"):
             load_conversations(str(tmp_path / "bad.json"))[0]
     (tmp_path / "bad.json").write_text(json.dumps([{"image": "lost.png", "conversations": turns}]))
     with pytest.raises(ValueError, match=r"lost\.png \(row 0\) cannot be read"):
