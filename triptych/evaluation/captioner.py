@@ -113,7 +113,7 @@ def evaluate_pairs(
             return []
         batch = {key: value.to(device) for key, value in collator(pairs).items() if key != "num_skipped"}
         with accelerator.autocast():
-            outputs = model(**batch, skip_logits=True)
+            outputs = captioner(**batch, skip_logits=True)  # not DDP around it, which may share buffers at every call
         embeds = outputs.text_embeds
         if embeds is None:  # a caption-only loss leaves them out
             features = captioner.get_text_features(batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -122,7 +122,7 @@ def evaluate_pairs(
         sides = (outputs.image_embeds.float().cpu(), embeds.float().cpu())
         return [(*sides, outputs.caption_loss.item() * num_tokens, num_tokens)]
 
-    with evaluating(model):
+    with evaluating(captioner):
         parts = map_rows(embed, dataset, accelerator, batch_size, num_workers)
     images, texts = (torch.cat([part[side] for part in parts]) for side in (0, 1))
     caption_loss = sum(part[2] for part in parts) / sum(part[3] for part in parts)

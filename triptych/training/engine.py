@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -172,6 +173,25 @@ class Engine:
             FloatingPointError: If the loss is no number.
             SystemExit: After a checkpoint, if SIGTERM came.
         """
+        self._prepare(task)
+        state = self.state
+        progress = tqdm(
+            total=self.num_steps,
+            initial=state.step,
+            desc="train",
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        self.started = time.perf_counter()
+        with _caught_sigterm() as stop, progress:
+            while state.step < self.num_steps:
+                for numbers in self._epoch(task, stop):
+                    progress.update()
+                    progress.set_postfix(loss=f"{numbers['loss']:.3f}", skipped=state.num_skipped)
+        self._count_time()
+
+    def _prepare(self, task: Task) -> None:
+        """Order, optimiser, schedule, log; and where the checkpoint was, if there is one."""
         args, accelerator, state = self.args, self.accelerator, self.state
         check_publishable(args, task.card, task.base_model)
         num_rows, rows_per_batch = len(task.train_set), args.batch_size * accelerator.num_processes  # type: ignore[arg-type]
@@ -236,21 +256,6 @@ class Engine:
         config = {key: value if isinstance(value, plain) else to_json(value) for key, value in config.items()}
         accelerator.init_trackers(task.name, config=config)
 
-        progress = tqdm(
-            total=self.num_steps,
-            initial=state.step,
-            desc="train",
-            unit="step",
-            disable=not accelerator.is_main_process,
-        )
-        self.started = time.perf_counter()
-        with _caught_sigterm() as stop, progress:
-            while state.step < self.num_steps:
-                for numbers in self._epoch(task, stop):
-                    progress.update()
-                    progress.set_postfix(loss=f"{numbers['loss']:.3f}", skipped=state.num_skipped)
-        self._count_time()
-
     def _epoch(self, task: Task, stop: list[int]) -> Iterator[dict[str, float]]:
         """The steps that are left of the current epoch; numbers of each."""
         args, accelerator, state = self.args, self.accelerator, self.state
@@ -279,7 +284,6 @@ class Engine:
             every = max(1, round(args.eval_epochs * self.steps_per_epoch))
             if args.eval_epochs and state.step % every == 0 and state.step < self.num_steps:
                 self.evaluate(task, is_last=False)
-                self.model.train()
             if is_stopping or (args.checkpoint_steps and state.step % args.checkpoint_steps == 0):
                 self._count_time()
                 saved = save_checkpoint(
@@ -317,8 +321,9 @@ class Engine:
             self.scheduler.step()
         scales = {}
         for module in self.scaled:
-            module.clamp_logit_scale()
-            scales["logit_scale"] = float(module.logit_scale.detach().exp())
+            module.clamp_logit_scale()  # the model clamps where a step begins; this is for the weights that are saved
+            scale = module.logit_scale.detach().exp()
+            scales["logit_scale"] = float(scale.full_tensor() if isinstance(scale, DTensor) else scale)
         if self.ema is not None:
             self.ema.update_parameters(accelerator.unwrap_model(self.model))
         state.step += 1
