@@ -78,6 +78,7 @@ def main() -> None:
             num_scenes=args.num_scenes,
             eval_split=args.eval_split,
             group_column=args.group_column,
+            on_bad_row=args.on_bad_row,
             seed=run_args.seed,
         )
     base_classes = [data.categories[index] for index in data.base]

@@ -54,7 +54,12 @@ class TaskArguments(DataArguments):
 
 def load_sets(args: TaskArguments, chats: bool, seed: int) -> tuple[Any, Any]:
     """Training and held-out rows, in the form that the model learns from."""
-    options = {"eval_split": args.eval_split, "group_column": args.group_column, "seed": seed}
+    options = {
+        "eval_split": args.eval_split,
+        "group_column": args.group_column,
+        "on_bad_row": args.on_bad_row,
+        "seed": seed,
+    }
     columns = {"image_column": args.image_column}
     if args.task == "vqa":
         columns |= {"question_column": args.question_column, "answer_column": args.answer_column}

@@ -57,6 +57,7 @@ def main() -> None:
             data_args.answer_type_column,
             eval_split=data_args.eval_split,
             group_column=data_args.group_column,
+            on_bad_row=data_args.on_bad_row,
             seed=run_args.seed,
         )
     model, processor = load_or_build("mammut", model_args, config, texts_of(data))

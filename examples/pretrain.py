@@ -54,6 +54,7 @@ def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, Any
         image_size=image_size,
         eval_split=args.eval_split,
         group_column=args.group_column,
+        on_bad_row=args.on_bad_row,
         seed=seed,
     )
     on_corrupt = {"on_corrupt_image": args.on_corrupt_image}

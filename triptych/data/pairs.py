@@ -13,6 +13,7 @@ from transformers import ProcessorMixin
 
 from triptych.data.openmoji import load_openmoji_captions
 from triptych.data.pictures import CorruptImageError, decode_image
+from triptych.data.rows import text_or_texts
 from triptych.data.splits import load_splits
 
 
@@ -35,7 +36,7 @@ def load_pairs(
     """
     if name == "openmoji":
         return load_openmoji_captions(image_size)
-    return load_splits(name, config_name, {"caption_column": caption_column}, image_column, **options)
+    return load_splits(name, config_name, {"caption_column": (caption_column, text_or_texts)}, image_column, **options)
 
 
 class ImageCaptionDataset(Dataset):

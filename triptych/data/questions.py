@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 
 from triptych.data.easy_vqa import load_easy_vqa
 from triptych.data.pictures import decode_image, picture_ids
+from triptych.data.rows import one_text, several_texts
 from triptych.data.splits import load_splits
 
 
@@ -26,13 +27,6 @@ def answer_type_of(answer: str) -> str:
 def most_common_answer(answers: Sequence[str]) -> str:
     """The answer to train on: the most frequent one, the first of several."""
     return Counter(answers).most_common(1)[0][0]
-
-
-def _answers_of(value: Any) -> list[str]:
-    """A column's answers as strings: one string, a list of strings, or VQAv2's list of `{"answer": ...}`."""
-    if isinstance(value, str):
-        return [value]
-    return [item["answer"] if isinstance(item, dict) else item for item in value]
 
 
 def load_questions(
@@ -56,22 +50,21 @@ def load_questions(
     """
     if name == "easy-vqa":
         return load_easy_vqa()
-    wanted = {"question_column": question_column, "answer_column": answer_column}
+    wanted = {"question_column": (question_column, one_text), "answer_column": (answer_column, several_texts)}
     data = load_splits(name, config_name, wanted, image_column, **options)
-
-    def columns(row: dict[str, Any]) -> dict[str, Any]:
-        answers = _answers_of(row[answer_column])
-        kind = row.get(answer_type_column) or answer_type_of(most_common_answer(answers))
-        return {"question": row[question_column], "answers": answers, "answer_type": kind}
 
     splits = {}
     for split, rows in data.items():
         images = rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
         images = images if image_column == "image" else images.rename_column(image_column, "image")
-        ids = datasets.Dataset.from_dict({"image_id": picture_ids(images, "image")})
-        texts = rows.remove_columns(image_column)
-        texts = texts.map(columns, remove_columns=texts.column_names, desc=f"{split} questions")
-        splits[split] = datasets.concatenate_datasets([images, ids, texts], axis=1)
+        answers = rows[answer_column][:]
+        has_kinds = answer_type_column in rows.column_names
+        given = rows[answer_type_column][:] if has_kinds else [None] * len(rows)
+        kinds = [kind or answer_type_of(most_common_answer(each)) for kind, each in zip(given, answers, strict=True)]
+        columns = {"image_id": picture_ids(images, "image"), "question": rows[question_column][:], "answers": answers}
+        for name, values in {**columns, "answer_type": kinds}.items():
+            images = images.add_column(name, values)
+        splits[split] = images
     return DatasetDict(splits)
 
 

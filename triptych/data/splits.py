@@ -1,16 +1,17 @@
 """The splits of any data set: read from a file, a folder or the Hub, and held out by picture where there is none to evaluate on."""
 
 import random
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from datasets import DatasetDict, load_dataset
 
 from triptych.arguments import argument
 from triptych.data.pictures import picture_ids
+from triptych.data.rows import clean_texts
 from triptych.data.statements import STATEMENTS
 
 
@@ -25,12 +26,15 @@ class DataArguments:
         default=None,
         help="Rows of one value stay on one side when a split is held out. Default: those of one picture.",
     )
+    on_bad_row: Literal["error", "skip"] = argument(
+        default="error", help="Stop at a row whose texts cannot be read, or leave such rows out and count them."
+    )
     dataset_license: str | None = argument(default=None, help="Licence of your data, for the card.")
 
     def __post_init__(self) -> None:
         if self.dataset in STATEMENTS:
             columns = [each.name for each in fields(self) if each.name.endswith("_column")]
-            names = ["dataset_config", "eval_split", "dataset_license", *columns]
+            names = ["dataset_config", "eval_split", "dataset_license", "on_bad_row", *columns]
             refuse_changed(self, names, f"is for data of your own; {self.dataset!r} has one form")
 
 
@@ -91,10 +95,11 @@ def hold_out(data: datasets.Dataset, groups: Sequence[Hashable], fraction: float
 def load_splits(
     name: str,
     config_name: str | None = None,
-    columns: dict[str, str] | None = None,
+    columns: Mapping[str, tuple[str, Callable[[Any], Any]]] | None = None,
     image_column: str | None = "image",
     eval_split: str = "test",
     group_column: str | None = None,
+    on_bad_row: Literal["error", "skip"] = "error",
     eval_fraction: float = 0.05,
     seed: int = 0,
 ) -> DatasetDict:
@@ -105,21 +110,24 @@ def load_splits(
             A folder of images with `metadata.csv` or `metadata.jsonl`, a folder of parquet files or a single one, or a data set
             on the Hub.
         config_name (`str`, *optional*): Configuration of a Hub data set.
-        columns (`dict[str, str]`, *optional*): Columns that must exist, by the argument that named them.
+        columns (`dict`, *optional*): Columns with texts, by the argument that named them, and how to read each (`data/rows.py`).
         image_column (`str`, *optional*): Column with the images. `None`: there need not be any, and single rows are held out.
         eval_split (`str`): Split to evaluate on. If the data set has none of this name, a fixed share of the training split's
             groups is held out.
         group_column (`str`, *optional*): Column whose value says what belongs together. Default: rows of one picture do.
+        on_bad_row (`"error"` or `"skip"`): What to do about a row whose texts cannot be read.
         eval_fraction (`float`): That share.
         seed (`int`): Seed of that split.
 
     Raises:
-        ValueError: If the data set has no training split or lacks a column, or nothing can be held out.
+        ValueError: If the data set has no training split or lacks a column, a row cannot be read, or nothing can be held out.
     """
     data = _read(name, config_name)
     if "train" not in data:
         raise ValueError(f"Data set {name!r} has no split 'train', only {', '.join(sorted(data))}.")
-    wanted = {"image_column": image_column, "group_column": group_column, **(columns or {})}
+    columns = columns or {}
+    wanted = {"image_column": image_column, "group_column": group_column}
+    wanted |= {key: column for key, (column, _) in columns.items()}
     for split in ("train", *({eval_split} & data.keys())):
         found = data[split].column_names
         for key, column in wanted.items():
@@ -127,9 +135,11 @@ def load_splits(
                 raise ValueError(
                     f"`{key}={column!r}` is not a column of {name!r} (split {split!r}); it has {', '.join(found)}."
                 )
+    readers = dict(columns.values())
     if eval_split in data:
-        return DatasetDict(train=data["train"], test=data[eval_split])
-    train = data["train"]
+        rows = {"train": data["train"], "test": data[eval_split]}
+        return DatasetDict({split: clean_texts(each, readers, name, on_bad_row) for split, each in rows.items()})
+    train = clean_texts(data["train"], readers, name, on_bad_row)
     if group_column is not None:
         groups = list(train[group_column])
     else:
