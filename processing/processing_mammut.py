@@ -101,6 +101,8 @@ class MammutProcessor(SelfContainedProcessor):
             raise ValueError("Pass either `text` or `questions`, got both.")
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
+        if fps is not None and not fps > 0:
+            raise ValueError(f"`fps` must be positive, got {fps}.")
         if answers is not None and questions is None:
             raise ValueError("`answers` need `questions`.")
         if annotations is not None and images is None:

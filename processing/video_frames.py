@@ -32,20 +32,31 @@ def frame_indices(total: int, num_frames: int | None, fps: float | None = None, 
     return [min(round(index * source_fps / fps), total - 1) for index in taken]
 
 
+def _is_frame(item) -> bool:
+    """Whether an item of a list is one picture: an image, a flat array, or the file of a still one."""
+    if isinstance(item, (str, Path)):
+        suffix = Path(item).suffix.lower()
+        return suffix in Image.registered_extensions() and suffix not in (".gif", ".apng")
+    return isinstance(item, Image.Image) or getattr(item, "ndim", None) in (2, 3)
+
+
 def split_clips(videos) -> list:
     """Single clips out of one clip or several.
 
-    A clip is a path, a list of frames, or an array of shape `(frames, 3, height, width)` or `(frames, height, width, 3)`.
+    A clip is a path, a list of frames (pictures or their files), or an array of shape `(frames, 3, height, width)` or
+    `(frames, height, width, 3)`.
     """
     if isinstance(videos, (str, Path)):
         return [videos]
     if isinstance(videos, (list, tuple)):
         if not videos:
             raise ValueError("`videos` is empty; expected at least one clip.")
-        first = videos[0]
-        if isinstance(first, Image.Image) or getattr(first, "ndim", None) in (2, 3):
-            return [videos]
-        return list(videos)
+        kinds = {_is_frame(item) for item in videos}
+        if len(kinds) > 1:
+            raise ValueError(
+                "`videos` holds single frames beside whole clips; put the frames of a clip into a list of their own."
+            )
+        return [videos] if kinds == {True} else list(videos)
     if getattr(videos, "ndim", None) == 5:
         return list(videos)
     if getattr(videos, "ndim", None) == 4:
@@ -54,6 +65,14 @@ def split_clips(videos) -> list:
         "`videos` must be a path, a list of frames, an array of shape (frames, 3, height, width), or a list of these, "
         f"got {type(videos).__name__}" + (f" of shape {tuple(videos.shape)}." if hasattr(videos, "shape") else ".")
     )
+
+
+def _count_frames(path: str) -> int:
+    """Frames of a video file, by its packets; nothing is decoded."""
+    import av
+
+    with av.open(path) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
 
 
 def _read_file(path: str, num_frames: int | None, fps: float | None) -> list:
@@ -65,15 +84,14 @@ def _read_file(path: str, num_frames: int | None, fps: float | None) -> list:
     wanted: list[int] = []
 
     def choose(metadata, **kwargs) -> list[int]:
-        wanted.extend(frame_indices(metadata.total_num_frames or 1, num_frames, fps, metadata.fps))
+        total = metadata.total_num_frames or _count_frames(path)  # Matroska (.webm, .mkv) states none
+        wanted.extend(frame_indices(total, num_frames, fps, metadata.fps))
         return sorted(set(wanted))
 
     try:
         frames, metadata = load_video(str(path), backend=backend, sample_indices_fn=choose)
     except Exception as error:  # decoders raise what they like
         raise ValueError(f"`videos`: {path} cannot be read: {error}") from error
-    if not metadata.total_num_frames:
-        raise ValueError(f"`videos`: {path} does not state how many frames it holds; remux it, or pass its frames.")
     at = {index: position for position, index in enumerate(metadata.frames_indices)}
     # A header may promise more frames than the file holds.
     return [frames[min(at[index], len(frames) - 1)] for index in wanted]

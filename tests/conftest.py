@@ -262,11 +262,11 @@ def mammut_variant(request) -> str:
     return request.param
 
 
-def write_clip(path: Path, num_frames: int = 20) -> None:
+def write_clip(path: Path, num_frames: int = 20, codec: str = "mpeg4") -> None:
     """A video file of 10 frames per second whose frames of 32 x 32 pixels grow brighter by 8 levels each, from 40."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
+        stream = container.add_stream(codec, rate=10)
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 2_000_000

@@ -119,6 +119,27 @@ def test_video_files(processor, tmp_path):
         processor(videos=path)
 
 
+@pytest.mark.parametrize("suffix", ["webm", "mkv"])
+def test_files_that_state_no_number_of_frames(processor, tmp_path, suffix):
+    write_clip(tmp_path / f"clip.{suffix}", codec="libvpx" if suffix == "webm" else "mpeg4")
+    found = processor(videos=tmp_path / f"clip.{suffix}", return_tensors="pt")["pixel_values_videos"]
+    assert levels(found[0], processor) == pytest.approx([40 + 8 * index for index in (2, 7, 12, 17)], abs=6)
+
+
+def test_lists_of_frame_files(processor, tmp_path):
+    clip = frames(4)
+    for index, frame in enumerate(clip):
+        frame.save(tmp_path / f"{index}.png")
+    paths = [tmp_path / f"{index}.png" for index in range(4)]
+    expected = processor(videos=clip, return_tensors="pt")["pixel_values_videos"]
+    for videos in (paths, [str(path) for path in paths], [paths]):
+        assert torch.equal(processor(videos=videos, return_tensors="pt")["pixel_values_videos"], expected)
+    two = processor(videos=[paths, clip], return_tensors="pt")["pixel_values_videos"]
+    assert torch.equal(two, expected.repeat(2, 1, 1, 1, 1))
+    with pytest.raises(ValueError, match="holds single frames beside whole clips"):
+        processor(videos=[paths[0], tmp_path / "clip.mp4"])
+
+
 def test_round_trip(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
@@ -137,6 +158,8 @@ def test_round_trip(processor, tmp_path):
         ({"questions": []}, "`questions` is empty"),
         ({"videos": []}, "`videos` is empty"),
         ({"videos": frames(2), "num_frames": 0}, "`num_frames` must be at least 1, got 0"),
+        ({"videos": frames(2), "fps": 0}, "`fps` must be positive, got 0"),
+        ({"videos": "clip.mp4", "fps": -1}, "`fps` must be positive, got -1"),
         ({"videos": "missing.mp4"}, r"no file missing\.mp4"),
         ({"videos": 5}, "`videos` must be a path"),
         ({"videos": [np.zeros((4, 16, 16, 2), dtype=np.uint8)]}, r"`videos\[0\]\[0\]` has shape \(16, 16, 2\)"),
