@@ -5,7 +5,7 @@ them once (`get_regions`), then ask for any (`classify`). Everything but MaMMUT 
 docs/mammut.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -32,8 +32,8 @@ from .modeling_mammut import MammutModel, MammutPreTrainedModel, MammutVisionMod
 
 
 @dataclass
-class MammutRegions(ModelOutput):
-    """What [`MammutForObjectDetection`] finds before it knows the classes.
+class MammutRegions:
+    """What [`MammutForObjectDetection`] finds before it knows the classes. `regions[i]` are those of image i alone, as a batch of one.
 
     Args:
         boxes (`torch.Tensor` of shape `(batch_size, num_proposals, 4)`): Left, top, right, bottom in pixels of the input.
@@ -51,6 +51,16 @@ class MammutRegions(ModelOutput):
     image_text_embeds: torch.Tensor | None = None
     feature_maps: list[torch.Tensor] | None = None
     image_size: tuple[int, int] | None = None
+
+    def __getitem__(self, index: int) -> "MammutRegions":
+        rows = {
+            name: getattr(self, name)[index, None] for name in ("boxes", "objectness", "embeds", "image_text_embeds")
+        }
+        maps = None if self.feature_maps is None else [each[index, None] for each in self.feature_maps]
+        return MammutRegions(**rows, feature_maps=maps, image_size=self.image_size)
+
+    def to_tuple(self) -> tuple:
+        return tuple(getattr(self, each.name) for each in fields(self) if getattr(self, each.name) is not None)
 
 
 @dataclass
@@ -85,7 +95,7 @@ class MammutObjectDetectionOutput(ModelOutput):
     regions: MammutRegions | None = None
 
     def to_tuple(self) -> tuple:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+        return tuple(value.to_tuple() if isinstance(value, MammutRegions) else value for value in self.values())
 
 
 class MammutForObjectDetection(MammutPreTrainedModel):

@@ -18,14 +18,14 @@ def class_texts(text: list[list[str]], templates: list[str]) -> tuple[list[str],
         The texts (images x classes x templates of them), and the number of classes per image.
 
     Raises:
-        ValueError: If an image has no class, or a name is empty.
+        ValueError: If an image has no class, or a name is no text or empty.
     """
     for index, names in enumerate(text):
-        if isinstance(names, str) or not names:
-            raise ValueError(f"`text[{index}]` must be a list of at least one class, got {names!r}.")
+        if not isinstance(names, (list, tuple)) or not names:
+            raise ValueError(f"`text[{index}]` must be a text, or a list of at least one class; got {names!r}.")
         for position, name in enumerate(names):
-            if not name.strip():
-                raise ValueError(f"`text[{index}][{position}]` is empty; expected the name of a class.")
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(f"`text[{index}][{position}]` is {name!r}; expected the name of a class.")
     count = max(len(names) for names in text)
     return [
         template.format(name) if name else ""
@@ -99,19 +99,24 @@ def select_detections(
     results = []
     for index, (image_scores, image_boxes) in enumerate(zip(scores, boxes, strict=True)):
         names = None if text_labels is None else text_labels[index]
+        if isinstance(names, str):
+            raise ValueError(f"`text_labels[{index}]` must be a list of the names of its classes, got {names!r}.")
         if names is not None:
             image_scores = image_scores[:, : len(names)]  # without the empty classes of a batch
         best = image_scores.flatten().topk(min(top_k, image_scores.numel()))
         kept = best.values > threshold
+        best_scores = best.values[kept]
         rows, classes = best.indices[kept] // image_scores.shape[1], best.indices[kept] % image_scores.shape[1]
         found = center_to_corners_format(image_boxes[rows])  # left, top, right, bottom
         if target_sizes is not None:
             height, width = (int(side) for side in target_sizes[index])
             found = found * max(height, width)  # the image was padded to a square
             found = torch.minimum(found.clamp(min=0), torch.tensor([width, height, width, height]))
+            seen = (found[:, 2:] > found[:, :2]).all(-1)  # the others lie in the padding
+            rows, classes, found, best_scores = rows[seen], classes[seen], found[seen], best_scores[seen]
         results.append(
             {
-                "scores": best.values[kept],
+                "scores": best_scores,
                 "labels": classes,
                 "boxes": found,
                 "text_labels": None if names is None else [names[label] for label in classes.tolist()],

@@ -34,6 +34,9 @@ class SelfContainedProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if not texts:
             raise ValueError("`text` is empty; expected at least one text.")
+        for index, each in enumerate(texts):
+            if not isinstance(each, str):
+                raise ValueError(f"`text[{index}]` is {each!r}; expected a text.")
         options = {**kwargs, **kwargs.get("text_kwargs", {})}
         if options.get("truncation"):
             return

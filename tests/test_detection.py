@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from triptych.detection import Detector, draw_detections
 from triptych.hub import save_repository
 from triptych.modeling import detection
 from triptych.modeling.detection import Targets, fuse_scores, suppress
+from triptych.processing.detection_inputs import select_detections
 from triptych.training.tokenizer import train_tokenizer
 
 
@@ -647,6 +649,32 @@ def test_the_pipeline_of_transformers_works_also_without_triptych(tmp_path, monk
     results = processor.post_process_grounded_object_detection(model(**inputs), 0.0, [(60, 80)], [["bus", "key"]])[0]
     torch.testing.assert_close(found["boxes"], results["boxes"], atol=1e-3, rtol=0)
     assert found["names"] == results["text_labels"]
+
+
+@needs_torchvision
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_batch_in_the_pipeline_finds_what_single_images_show(tmp_path, masks):
+    processor = tiny_processor()
+    tiny_detector(processor, use_mask_head=masks).save_pretrained(tmp_path / "repo")
+    processor.save_pretrained(tmp_path / "repo")
+    detect = pipeline("zero-shot-object-detection", model=str(tmp_path / "repo"))
+    colours = ("red", "green", "blue", "white", "black")
+    rows = [{"image": Image.new("RGB", (80, 60), colour), "candidate_labels": ["bus", "key"]} for colour in colours]
+    one, several = (detect(rows, threshold=0.0, batch_size=size) for size in (1, 4))
+    for first, second in zip(one, several, strict=True):
+        assert [row["label"] for row in first] == [row["label"] for row in second]
+        assert [row["score"] for row in first] == pytest.approx([row["score"] for row in second], abs=1e-5)
+
+
+def test_boxes_wholly_in_the_padding_are_not_returned():
+    boxes = torch.tensor([[[0.5, 0.1, 0.2, 0.1], [0.5, 0.8, 0.2, 0.1], [0.5, 0.25, 0.2, 0.1]]])
+    outputs = SimpleNamespace(logits=torch.tensor([[[2.0], [3.0], [1.0]]]), pred_boxes=boxes)
+    (found,) = select_detections(outputs, 0.0, [(50, 200)], [["bus"]], 10)
+    assert found["scores"].tolist() == pytest.approx([0.8808, 0.7311], abs=1e-4)
+    assert found["boxes"].round().tolist() == [[80, 10, 120, 30], [80, 40, 120, 50]]
+    assert found["text_labels"] == ["bus", "bus"]
+    with pytest.raises(ValueError, match=r"`text_labels\[0\]` must be a list of the names of its classes, got 'bus'"):
+        select_detections(outputs, 0.0, [(50, 200)], ["bus"], 10)
 
 
 @needs_torchvision
