@@ -16,6 +16,7 @@ from triptych.evaluation import caption_scores
 from triptych.evaluation.caption_scores import CaptionScores, words_of
 from triptych.evaluation.detection_average_precision import DetectionAveragePrecision
 from triptych.evaluation.retrieval_recall import RetrievalRecall
+from triptych.evaluation.vqa_accuracy import VqaAccuracy
 from triptych.evaluation.yes_no_f1 import YesNoF1, means_yes
 
 
@@ -148,6 +149,12 @@ def test_yes_no_answers_as_pope_reads_them():
     assert found["accuracy"] == pytest.approx(accuracy_score(references, predictions))
     with pytest.raises(ValueError, match="got 'maybe' at 0"):
         YesNoF1().compute(predictions=["yes"], references=["maybe"])
+
+
+@pytest.mark.parametrize("metric", [VqaAccuracy, CaptionScores, RetrievalRecall, YesNoF1])
+def test_no_rows_are_said(metric):
+    with pytest.raises(ValueError, match="`predictions` of .* is empty; expected at least one"):
+        metric().compute(predictions=[], references=[])
 
 
 @pytest.mark.parametrize("name", ["vqa_accuracy", "caption_scores", "retrieval_recall", "yes_no_f1"])

@@ -34,6 +34,11 @@ class DescribedMetric(
         """Features of what is compared; some depend on `config_name`."""
         return self.columns
 
+    def compute(self, *, predictions: list | None = None, references: list | None = None, **kwargs: Any) -> Any:
+        if predictions is not None and not len(predictions):
+            raise ValueError(f"`predictions` of {self.name} is empty; expected at least one.")
+        return super().compute(predictions=predictions, references=references, **kwargs)
+
     @abc.abstractmethod
     def _compute(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Numbers of all predictions."""
