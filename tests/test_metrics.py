@@ -153,7 +153,7 @@ def test_yes_no_answers_as_pope_reads_them():
 
 @pytest.mark.parametrize("metric", [VqaAccuracy, CaptionScores, RetrievalRecall, YesNoF1])
 def test_no_rows_are_said(metric):
-    with pytest.raises(ValueError, match="`predictions` of .* is empty; expected at least one"):
+    with pytest.raises(ValueError, match=r"`predictions` of .* is empty; expected at least one"):
         metric().compute(predictions=[], references=[])
 
 

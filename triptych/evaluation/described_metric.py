@@ -35,6 +35,11 @@ class DescribedMetric(
         return self.columns
 
     def compute(self, *, predictions: list | None = None, references: list | None = None, **kwargs: Any) -> Any:
+        """Numbers of all rows, those added before included.
+
+        Raises:
+            ValueError: If there is none.
+        """
         if predictions is not None and not len(predictions):
             raise ValueError(f"`predictions` of {self.name} is empty; expected at least one.")
         return super().compute(predictions=predictions, references=references, **kwargs)
