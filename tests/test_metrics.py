@@ -85,9 +85,8 @@ def test_captions_without_words():
     found = caption_scores_of(["", "...", "a red heart"], [["a cat"], ["..."], ["a red heart"]])
     assert found["bleu_1"] == pytest.approx(np.exp(1 - 5 / 3))
     assert caption_scores_of([""], [["a cat"]]) == pytest.approx(dict.fromkeys(found, 0), abs=1e-6)
-    for references in ([["..."]], []):
-        with pytest.raises(ValueError, match="`references` hold no word"):
-            caption_scores_of(["a"] * len(references), references)
+    with pytest.raises(ValueError, match="`references` hold no word"):
+        caption_scores_of(["a"], [["..."]])
 
 
 def test_scorers_that_are_not_there_are_named(monkeypatch):
