@@ -1,7 +1,11 @@
-"""Times to compare within one run; alone they say more about the moment than about the code."""
+"""Times and memory to compare within one run; alone, times say more about the moment than about the code."""
 
+import multiprocessing
+import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,3 +37,15 @@ def peak_gib(function: Callable[[], Any]) -> float:
     function()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def peak_mib() -> float:
+    """Peak memory of this process (Linux). `ru_maxrss` would be the parent's where that was larger."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1024
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns in a process of its own, whose memory nothing else has touched."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
