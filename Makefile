@@ -52,9 +52,7 @@ lint: $(PREPARED_DEV)  ## Lint, format check, types
 	$(BIN)/mypy
 
 bench: $(PREPARED_DEV)  ## Measure speed and memory as ratios
-	$(BIN)/python benchmarks/captioning_cache.py
-	$(BIN)/python benchmarks/training_step.py
-	$(BIN)/python benchmarks/two_passes.py
+	$(BIN)/python benchmarks/speed.py --parts families passes captions losses
 	$(BIN)/python benchmarks/visual_loss.py
 
 clean:  ## Remove the environment and caches; outputs stay

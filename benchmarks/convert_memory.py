@@ -5,21 +5,19 @@ python benchmarks/convert_memory.py --folder /path/with/45/GB
 
 import argparse
 import json
-import multiprocessing
-import re
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from timing import in_fresh_process, peak_mib
 from triptych import VwLmmConfig
 from triptych.convert.conversion import LAYOUTS, convert, empty_model
 
 
-def write_source(folder: Path, num_layers: int) -> int:
-    """A checkpoint as its authors store it: bf16, two pickles, flat configuration. Returns its bytes."""
+def write_source(folder: Path, num_layers: int) -> None:
+    """A checkpoint as its authors store it: bf16, two pickles, flat configuration."""
     text = {**VwLmmConfig.presets()["vw-lmm-vicuna-7b"]["text_config"], "num_hidden_layers": num_layers}
     layout = LAYOUTS["vw-lmm"]
     model = empty_model(
@@ -28,27 +26,24 @@ def write_source(folder: Path, num_layers: int) -> int:
     shapes = {
         origin.key: model.state_dict()[name].shape for name, origin in layout.origins(model.state_dict()).items()
     }
-    names, index, total = sorted(shapes), {}, 0
+    names, index = sorted(shapes), {}
     for number, part in enumerate((names[: 2 * len(names) // 3], names[2 * len(names) // 3 :]), 1):
         tensors = {name: torch.empty(shapes[name], dtype=torch.bfloat16).normal_() for name in part}
         file = f"pytorch_model-{number:05d}-of-00002.bin"
         torch.save(tensors, folder / file)
         index |= dict.fromkeys(part, file)
-        total += sum(2 * tensor.numel() for tensor in tensors.values())
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
     config = {key: value for key, value in text.items() if key not in ("model_type", "rope_parameters")}
     config |= {"architectures": ["vwLlamaForCausalLM"], "rope_theta": 10_000.0, "mm_vision_select_layer": -2}
     config |= {"mm_projector_type": "mlp2x_gelu"}
     (folder / "config.json").write_text(json.dumps(config))
-    return total
 
 
-def measure(source: str, target: str, max_shard_size: str, queue: multiprocessing.Queue) -> None:
-    """Convert, and report this process's peak memory in GB (Linux) and the seconds."""
+def measure(source: Path, target: Path, max_shard_size: str) -> tuple[float, float]:
+    """Convert, and return this process's peak memory in GB and the seconds."""
     start = time.perf_counter()
-    convert("vw-lmm", source, target, with_processor=False, max_shard_size=max_shard_size)
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    queue.put((int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1e6, time.perf_counter() - start))
+    convert("vw-lmm", str(source), target, with_processor=False, max_shard_size=max_shard_size)
+    return peak_mib() * 2**20 / 1e9, time.perf_counter() - start
 
 
 def main() -> None:
@@ -57,25 +52,13 @@ def main() -> None:
     parser.add_argument("--num_layers", type=int, default=32, help="of the language model")
     parser.add_argument("--max_shard_size", default="2GB")
     args = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         source = Path(folder) / "source"
         source.mkdir()
-        writer = context.Process(target=write_source, args=(source, args.num_layers))
-        writer.start()
-        writer.join()
+        in_fresh_process(write_source, source, args.num_layers)
         size = sum(path.stat().st_size for path in source.iterdir()) / 1e9
-        queue = context.Queue()
-        process = context.Process(
-            target=measure, args=(str(source), str(Path(folder) / "out"), args.max_shard_size, queue)
-        )
-        process.start()
-        peak, seconds = queue.get()
-        process.join()
-        print(
-            f"{size:.1f} GB converted in {seconds:.0f} s, peak memory {peak:.2f} GB (shards of {args.max_shard_size})"
-        )
-        shutil.rmtree(folder, ignore_errors=True)
+        peak, seconds = in_fresh_process(measure, source, Path(folder) / "out", args.max_shard_size)
+    print(f"{size:.1f} GB converted in {seconds:.0f} s, peak memory {peak:.2f} GB (shards of {args.max_shard_size})")
 
 
 if __name__ == "__main__":

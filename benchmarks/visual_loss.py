@@ -4,9 +4,7 @@ python benchmarks/visual_loss.py --batch_size 2 --bf16
 """
 
 import argparse
-import multiprocessing
 import os
-import re
 from pathlib import Path
 
 import torch
@@ -14,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from timing import median_seconds
+from timing import in_fresh_process, median_seconds, peak_mib
 from triptych import VwLmmConfig, VwLmmForCausalLM
 from triptych.hub import describe_machine
 from triptych.modeling.losses import visual_modeling_loss
@@ -69,13 +67,7 @@ def naive(states: torch.Tensor, features: torch.Tensor, lm_head: nn.Linear, vm_h
     return nn.functional.kl_div(lm_head(states).float().log_softmax(-1), target, reduction="batchmean")
 
 
-def peak_memory() -> float:
-    """Peak of this process in MiB (Linux). `ru_maxrss` would be the parent's where that was larger."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1024
-
-
-def peak_of(name: str, rows: int, hidden: int, vocabulary: int, queue: multiprocessing.Queue) -> None:
+def peak_of(name: str, rows: int, hidden: int, vocabulary: int) -> float:
     """Memory of one visual loss, forward and backward, beyond its inputs and their gradients; in MiB."""
     heads = [nn.Linear(hidden, vocabulary, bias=False) for _ in range(2)]
     heads[1].requires_grad_(False)
@@ -83,9 +75,9 @@ def peak_of(name: str, rows: int, hidden: int, vocabulary: int, queue: multiproc
     for tensor in (states, features, heads[0].weight):
         tensor.grad = torch.ones_like(tensor)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = peak_memory()
+    before = peak_mib()
     (naive if name == "naive" else visual_modeling_loss)(states, features, *heads).backward()
-    queue.put(peak_memory() - before)
+    return peak_mib() - before
 
 
 def main() -> None:
@@ -126,14 +118,8 @@ def main() -> None:
         "chunked": lambda: visual_modeling_loss(*states, head, head).backward(),
     }
     seconds = median_seconds(losses, args.repeats)
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # these processes give back what they free: peaks are exact
-    context, peaks = multiprocessing.get_context("spawn"), {}
-    for name in losses:
-        queue = context.Queue()
-        process = context.Process(target=peak_of, args=(name, rows, hidden, vocabulary, queue))
-        process.start()
-        peaks[name] = queue.get()
-        process.join()
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # fresh processes give back what they free: peaks are exact
+    peaks = {name: in_fresh_process(peak_of, name, rows, hidden, vocabulary) for name in losses}
     print(
         f"visual loss over {rows} patches, fp32: chunked takes {seconds['chunked'] / seconds['naive']:.2f}x the time and "
         f"{peaks['chunked']:.0f} MiB instead of {peaks['naive']:.0f} MiB, 1/{peaks['naive'] / peaks['chunked']:.1f}"

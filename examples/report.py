@@ -5,26 +5,24 @@
 With `--questions outputs/demo-questions` the report also shows answers of the model fine-tuned from it.
 
 Writes report.html and report.png into the repository: captions beside the true ones, retrieval both ways, the training
-curve. The model comes through transformers' Auto classes and the code inside the repository; triptych is imported
-afterwards, for the pictures only.
+curve. The models come through transformers' Auto classes and the code inside the repository; triptych is imported
+afterwards, for the pictures and to ask.
 """
 
 import argparse
-import base64
-import io
 import json
 import random
 import textwrap
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import jinja2
 import matplotlib
 import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from torch.utils.data import Dataset, Subset
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 matplotlib.rcParams["text.parse_math"] = False  # captions are no formulas
@@ -46,69 +44,40 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@torch.no_grad()
-def embed(model, processor, images: list, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised embeddings of all images and all captions, of shape (num_pairs, projection_dim) each."""
-    image_embeds, text_embeds = [], []
-    for start in range(0, len(images), 64):
-        inputs = processor(
-            images=images[start : start + 64], text=captions[start : start + 64], return_tensors="pt"
-        ).to(model.device)
-        outputs = model(**inputs)
-        image_embeds.append(outputs.image_embeds)
-        text_embeds.append(outputs.text_embeds)
-    return torch.cat(image_embeds), torch.cat(text_embeds)
+def load(auto_class: Any, source: Path, device: torch.device) -> torch.nn.Module:
+    return auto_class.from_pretrained(source, trust_remote_code=True).to(device).eval()
 
 
-@torch.no_grad()
-def answer_sample(repository: Path, dataset: str | None, count: int, seed: int, device: str) -> dict:
+def held_out(load: Any, trained: dict[str, Any], dataset: str | None, columns: list[str], **options: Any) -> Any:
+    """The very split that a training held out."""
+    options |= {name: trained[name] for name in (*columns, "eval_split", "group_column", "seed")}
+    return load(dataset or trained["dataset"], trained["dataset_config"], **options)["test"]
+
+
+def answer_sample(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """Accuracies of a question-answering repository, and its answers to some held-out questions."""
-    model = AutoModelForImageTextToText.from_pretrained(repository, trust_remote_code=True).to(device).eval()
-    processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+    model = load(AutoModelForImageTextToText, args.questions, accelerator.device)
+    processor = AutoProcessor.from_pretrained(args.questions, trust_remote_code=True)
 
     from triptych.data.questions import QuestionDataset, load_questions
+    from triptych.evaluation.answers import answer_questions
 
-    trained = json.loads((repository / "training_arguments.json").read_text())
-    columns = {
-        name: trained[name] for name in ("image_column", "question_column", "answer_column", "answer_type_column")
-    }
-    splits = {name: trained[name] for name in ("eval_split", "group_column", "seed")}
-    data = load_questions(dataset or trained["dataset"], trained["dataset_config"], **columns, **splits)
-    rows = QuestionDataset(data["test"])
-    items = [rows[index] for index in random.Random(seed).sample(range(len(rows)), min(count, len(rows)))]
-    inputs = processor(
-        images=[item["image"] for item in items], questions=[item["question"] for item in items], return_tensors="pt"
-    ).to(device)
-    ids = model.generate(**inputs, max_new_tokens=trained["max_answer_tokens"])
-    answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return {
-        "dataset": trained["dataset"],
-        "metrics": json.loads((repository / "eval_results.json").read_text()),
-        "items": [
-            {
-                "image": data_url(item["image"]),
-                "question": item["question"],
-                "generated": answer.strip(),
-                "true": item["answer"],
-            }
-            for item, answer in zip(items, answers, strict=True)
-        ],
-    }
-
-
-def data_url(image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    trained = json.loads((args.questions / "training_arguments.json").read_text())
+    columns = ["image_column", "question_column", "answer_column", "answer_type_column"]
+    rows = QuestionDataset(held_out(load_questions, trained, args.questions_dataset, columns))
+    sample = random.Random(args.seed).sample(range(len(rows)), min(args.num_questions, len(rows)))
+    asked = Subset(rows, sample)
+    answers = answer_questions(model, asked, processor, accelerator, 64, max_new_tokens=trained["max_answer_tokens"])
+    metrics = json.loads((args.questions / "eval_results.json").read_text())
+    return {"dataset": trained["dataset"], "metrics": metrics, "items": list(zip(asked, answers, strict=True))}
 
 
 def plot_curve(log: list[dict], axes) -> None:
     """Training losses over steps, with the held-out ones on top."""
     colours = {"caption_loss": "tab:blue", "contrastive_loss": "tab:orange"}
     for name, colour in colours.items():
-        steps = [row["step"] for row in log if row.get(name) is not None]
-        values = [row[name] for row in log if row.get(name) is not None]
-        axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.8)
+        trained = [(row["step"], row[name]) for row in log if row.get(name) is not None]
+        axes.plot(*zip(*trained, strict=True), color=colour, alpha=0.35, linewidth=0.8)
         evaluated = [(row["step"], row[f"eval_{name}"]) for row in log if f"eval_{name}" in row]
         axes.plot(*zip(*evaluated, strict=True), "o-", color=colour, label=f"{name.replace('_', ' ')}, held out")
     axes.set(xlabel="optimiser step", ylabel="nats", title="Training (thin) and held-out (dots) losses")
@@ -117,111 +86,79 @@ def plot_curve(log: list[dict], axes) -> None:
 
 
 def main() -> None:
-    args = parse_arguments()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    captioner = AutoModelForImageTextToText.from_pretrained(args.repository, trust_remote_code=True).to(device).eval()
-    encoder = AutoModel.from_pretrained(args.repository, trust_remote_code=True).to(device).eval()
+    args, accelerator = parse_arguments(), Accelerator()
+    captioner = load(AutoModelForImageTextToText, args.repository, accelerator.device)
+    encoder = load(AutoModel, args.repository, accelerator.device)
     processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
 
     from triptych.data.emoji_scenes import EmojiPictures
     from triptych.data.pairs import ImageCaptionDataset, load_pairs
     from triptych.evaluation.retrieval_recall import ranks_of_first
+    from triptych.evaluation.sharing import evaluating, map_rows
+    from triptych.visual_words import data_url, write_page
 
-    # The very split that training held out.
     trained = json.loads((args.repository / "training_arguments.json").read_text())
     size = captioner.config.vision_config.image_size
     if trained["dataset"] == "openmoji-scenes":
-        pairs = EmojiPictures("test", size, pair_share=0.0, thing_repeats=1)
+        pairs: Dataset = EmojiPictures("test", size, pair_share=0.0, thing_repeats=1)
     else:
-        columns = {name: trained[name] for name in ("image_column", "caption_column")}
-        splits = {name: trained[name] for name in ("eval_split", "group_column", "seed")}
-        name = args.dataset or trained["dataset"]
-        data = load_pairs(name, trained["dataset_config"], **columns, image_size=size, **splits)
-        pairs = ImageCaptionDataset(data["test"], **columns, on_corrupt_image=trained["on_corrupt_image"])
+        columns = ["image_column", "caption_column"]
+        data = held_out(load_pairs, trained, args.dataset, columns, image_size=size)
+        options = {name: trained[name] for name in (*columns, "on_corrupt_image")}
+        pairs = ImageCaptionDataset(data, **options)
     items = [item for item in (pairs[index] for index in range(len(pairs))) if not item["num_skipped"]]
-    images, captions = [item["image"] for item in items], [item["caption"] for item in items]
     order = random.Random(args.seed).sample(range(len(items)), len(items))
+    shown, queries = order[: args.num_captions], order[-args.num_queries :]
 
-    shown = order[: args.num_captions]
-    inputs = processor(images=[images[index] for index in shown], return_tensors="pt").to(device)
-    ids = captioner.generate(**inputs, num_beams=args.num_beams)
+    def embed(rows: list[dict[str, Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        images, captions = ([row[name] for row in rows] for name in ("image", "caption"))
+        outputs = encoder(**processor(images=images, text=captions, return_tensors="pt").to(accelerator.device))
+        return list(zip(outputs.text_embeds.cpu(), outputs.image_embeds.cpu(), strict=True))
+
+    with evaluating(encoder):
+        inputs = processor(images=[items[index]["image"] for index in shown], return_tensors="pt")
+        ids = captioner.generate(**inputs.to(accelerator.device), num_beams=args.num_beams)
+        text_embeds, image_embeds = map(torch.stack, zip(*map_rows(embed, items, accelerator, 64), strict=True))
     generated = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
-
-    image_embeds, text_embeds = embed(encoder, processor, images, captions)
-    similarity = (text_embeds @ image_embeds.T).cpu()
-    right = [[pair] for pair in range(len(items))]
+    similarity = text_embeds @ image_embeds.T
+    scores = {"text_to_image": similarity, "image_to_text": similarity.T}
     ranks = {
-        "text": ranks_of_first(similarity.numpy(), right),
-        "image": ranks_of_first(similarity.T.numpy(), right),
+        side: ranks_of_first(each.numpy(), [[pair] for pair in range(len(items))]) for side, each in scores.items()
     }
-    queries = order[-args.num_queries :]
 
     metrics = json.loads((args.repository / "eval_results.json").read_text())
     log = [json.loads(line) for line in (args.repository / "training_log.jsonl").read_text().splitlines()]
-    for side, name in (("text", "text_to_image"), ("image", "image_to_text")):
-        recall = (ranks[side] < 1).mean()
-        print(
-            f"{name} recall@1 of the reloaded model: {recall:.4f} (after training: {metrics[f'{name}_recall@1']:.4f})"
-        )
+    for name, found in ranks.items():
+        after = metrics[f"{name}_recall@1"]
+        print(f"{name} recall@1 of the reloaded model: {(found < 1).mean():.4f} (after training: {after:.4f})")
 
-    curve = io.BytesIO()
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    plot_curve(log, axes)
-    figure.savefig(curve, format="png", dpi=120)
-    plt.close(figure)
-
-    template = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
-    html = (
-        jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-        .from_string(template)
-        .render(
-            name=args.repository.resolve().name,
-            dataset=trained["dataset"],
-            num_pairs=len(items),
-            num_parameters=captioner.num_parameters(),
-            metrics=metrics,
-            curve="data:image/png;base64," + base64.b64encode(curve.getvalue()).decode(),
-            captioned=[
-                {"image": data_url(images[index]), "generated": text, "true": captions[index]}
-                for index, text in zip(shown, generated, strict=True)
-            ],
-            answered=args.questions
-            and answer_sample(args.questions, args.questions_dataset, args.num_questions, args.seed, device),
-            text_queries=[
-                {
-                    "query": captions[index],
-                    "rank": ranks["text"][index] + 1,
-                    "found": [
-                        {"image": data_url(images[hit]), "caption": captions[hit], "is_target": hit == index}
-                        for hit in similarity[index].topk(min(6, len(items))).indices.tolist()
-                    ],
-                }
-                for index in queries
-            ],
-            image_queries=[
-                {
-                    "image": data_url(images[index]),
-                    "rank": ranks["image"][index] + 1,
-                    "found": [
-                        {"caption": captions[hit], "is_target": hit == index}
-                        for hit in similarity[:, index].topk(min(5, len(items))).indices.tolist()
-                    ],
-                }
-                for index in queries
-            ],
-        )
-    )
-    (args.repository / "report.html").write_text(html, encoding="utf-8")
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    plot_curve(log, figure.subplots())
+    values = {
+        "name": args.repository.resolve().name,
+        "dataset": trained["dataset"],
+        "pairs": items,
+        "num_parameters": captioner.num_parameters(),
+        "metrics": metrics,
+        "url": data_url,
+        "curve": data_url(partial(figure.savefig, dpi=120)),
+        "captioned": list(zip(shown, generated, strict=True)),
+        "answered": args.questions and answer_sample(args, accelerator),
+        "queries": queries,
+        "ranks": ranks,
+        "nearest": {side: each.topk(min(6, len(items))).indices.tolist() for side, each in scores.items()},
+    }
+    write_page(args.repository / "report.html", Path(__file__).with_suffix(".html.jinja"), values)
 
     per_row = min(6, len(shown))
     rows = -(-len(shown) // per_row)
-    figure = plt.figure(figsize=(15, 2.6 * rows + 4.5), layout="constrained")
+    figure = Figure(figsize=(15, 2.6 * rows + 4.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[2.6 * rows, 4])
     for axes, index, text in zip(top.subplots(rows, per_row, squeeze=False).flat, shown, generated, strict=False):
-        axes.imshow(images[index])
-        colour = "darkgreen" if text == captions[index] else "black"
-        axes.set_title(textwrap.fill(text, 26), fontsize=10, color=colour)
-        axes.set_xlabel(textwrap.fill(captions[index], 34), fontsize=8, color="grey")
+        caption = items[index]["caption"]
+        axes.imshow(items[index]["image"])
+        axes.set_title(textwrap.fill(text, 26), fontsize=10, color="darkgreen" if text == caption else "black")
+        axes.set_xlabel(textwrap.fill(caption, 34), fontsize=8, color="grey")
         axes.set(xticks=[], yticks=[])
     plot_curve(log, bottom.subplots())
     figure.savefig(args.repository / "report.png", dpi=90)

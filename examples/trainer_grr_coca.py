@@ -12,23 +12,21 @@ import random
 from dataclasses import dataclass
 
 import torch
-from transformers import CLIPImageProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from triptych import GrrCocaConfig, GrrCocaForConditionalGeneration, GrrCocaProcessor
 from triptych.arguments import argument
 from triptych.data.pairs import load_pairs
+from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.optimization import best_precision, weight_decay_groups
-from triptych.training.tokenizer import train_tokenizer
 
 
 @dataclass
 class DataArguments:
     dataset: str = argument(default="openmoji", help="'openmoji', a folder, a parquet file or a Hub name.")
-    preset: str = argument(default="grr-coca-tiny", help="Size of the model.")
 
 
 def main() -> None:
-    parser = HfArgumentParser((DataArguments, TrainingArguments))
+    parser = HfArgumentParser((DataArguments, ModelArguments, TrainingArguments))
     parser.set_defaults(
         per_device_train_batch_size=32,
         learning_rate=5e-4,
@@ -39,20 +37,12 @@ def main() -> None:
         use_cpu=not torch.accelerator.is_available(),
         remove_unused_columns=False,  # images and captions become inputs in `collate`
     )
-    args, training_args = parser.parse_args_into_dataclasses()
+    args, model_args, training_args = parser.parse_args_into_dataclasses()
     set_seed(training_args.seed)
     data = load_pairs(args.dataset)
-
-    config = GrrCocaConfig.from_preset(args.preset)
     captions_of = [[row] if isinstance(row, str) else row for row in data["train"]["caption"]]
     texts = [caption for captions in captions_of for caption in captions]
-    tokenizer = train_tokenizer(texts, 2048, config.max_position_embeddings)
-    config.text_config.vocab_size = len(tokenizer)
-    config.text_config.bos_token_id, config.text_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    size = config.vision_config.image_size
-    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    processor = GrrCocaProcessor(image_processor, tokenizer)
-    model = GrrCocaForConditionalGeneration(config)
+    model, processor = load_or_build("grr-coca", model_args, config_of("grr-coca", model_args), texts)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         images, captions = [row["image"] for row in rows], [row["caption"] for row in rows]

@@ -1,6 +1,8 @@
 """The `triptych` command."""
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -45,8 +47,18 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+@contextmanager
+def _failing_on(*errors: type[Exception], before: str = "") -> Iterator[None]:
+    """Errors that are the user's to mend end the command with one line."""
+    try:
+        yield
+    except errors as error:
+        _fail(f"{before}{error}")
+
+
+def _print(content: Any, lines: Iterable[Any], as_json: bool) -> None:
+    """JSON, or plain lines: Rich would make spaces of their tabs."""
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else "\n".join(map(str, lines)))
 
 
 def _open(path: Path) -> Image.Image:
@@ -61,11 +73,9 @@ def _open(path: Path) -> Image.Image:
 
 def _load(auto_class: Any, name: str) -> tuple:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model = auto_class.from_pretrained(name)
-        return model.to(device).eval(), AutoProcessor.from_pretrained(name)
-    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        _fail(f"Model {name!r} cannot be loaded: {error}")
+    errors = (ImportError, OSError, RuntimeError, SafetensorError, ValueError)
+    with _failing_on(*errors, before=f"Model {name!r} cannot be loaded: "):
+        return auto_class.from_pretrained(name).to(device).eval(), AutoProcessor.from_pretrained(name)
 
 
 @app.command()
@@ -86,18 +96,13 @@ def caption(
     options = {"max_new_tokens": max_new_tokens, "generate_kwargs": {"num_beams": num_beams, "do_sample": False}}
     if prompt:
         options["prompt"] = prompt
-    try:
+    with _failing_on(ValueError):
         pipe = pipeline("image-to-text", captioner, processor=processor, device=captioner.device)
         rows = pipe((picture for picture in pictures), batch_size=batch_size, **options)
         bar = track(rows, "caption", total=len(pictures), console=progress, transient=True)
-        found = [row[0]["generated_text"] for row in bar]
-    except ValueError as error:
-        _fail(str(error))
-    if as_json:
-        _print_json([{"image": str(path), "caption": text} for path, text in zip(images, found, strict=True)])
-        return
-    for path, text in zip(images, found, strict=True):
-        typer.echo(f"{path}\t{text}")  # Rich would make spaces of the tab
+        texts = [row[0]["generated_text"] for row in bar]
+    found = [{"image": str(path), "caption": text} for path, text in zip(images, texts, strict=True)]
+    _print(found, ("\t".join(row.values()) for row in found), as_json)
 
 
 @app.command()
@@ -114,19 +119,12 @@ def ask(
 
     picture = _open(image)
     answerer, processor = _load(AutoModelForImageTextToText, model)
-    try:
+    with _failing_on(ValueError):
         pipe = pipeline("visual-question-answering", answerer, processor=processor, device=answerer.device)
         answers = pipe(picture, question=questions, top_k=top, max_new_tokens=max_new_tokens)
-    except ValueError as error:
-        _fail(str(error))
-    if as_json:
-        _print_json(
-            [{"question": question, "answers": rows} for question, rows in zip(questions, answers, strict=True)]
-        )
-        return
-    for question, rows in zip(questions, answers, strict=True):
-        for row in rows:
-            typer.echo(f"{question}\t{row['answer']}\t{row['score']:.3f}")
+    found = [{"question": question, "answers": rows} for question, rows in zip(questions, answers, strict=True)]
+    lines = (f"{item['question']}\t{row['answer']}\t{row['score']:.3f}" for item in found for row in item["answers"])
+    _print(found, lines, as_json)
 
 
 @app.command()
@@ -147,10 +145,8 @@ def retrieve(
     encoder, processor = _load(AutoModel, model)
     if not hasattr(encoder, "get_text_features"):
         _fail(f"Model {model!r} is a {encoder.config.model_type}, retrieval needs a grr_coca or mammut.")
-    try:
+    with _failing_on(ValueError):
         text = processor(text=[query], return_tensors="pt").to(encoder.device)
-    except ValueError as error:
-        _fail(str(error))
     with torch.no_grad():
         text_embeds = torch.nn.functional.normalize(encoder.get_text_features(**text).pooler_output, dim=-1)
         scores = []
@@ -160,13 +156,14 @@ def retrieve(
             features = encoder.get_image_features(pixel_values).pooler_output
             scores.append((torch.nn.functional.normalize(features, dim=-1) @ text_embeds.T)[:, 0])
     best = torch.cat(scores).topk(min(top, len(paths)))
+    rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    found = [{"image": str(paths[index]), "cosine": score} for score, index in rows]
     if as_json:
-        rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        _print_json([{"image": str(paths[index]), "cosine": score} for score, index in rows])
+        _print(found, [], as_json)
         return
     table = Table("cosine", Column("image", overflow="fold"))
-    for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        table.add_row(f"{score:.3f}", escape(str(paths[index])))
+    for row in found:
+        table.add_row(f"{row['cosine']:.3f}", escape(row["image"]))
     console.print(table)
 
 
@@ -203,26 +200,18 @@ def detect(
         _fail(f"`--output` {output}: there is no folder {output.parent}.")
     if output is not None and output.suffix.lower() != ".png":
         _fail(f"`--output` {output} must end in .png.")
-    try:
+    with _failing_on(OSError, ValueError, before=f"Model {model!r} cannot be loaded: "):
         config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        _fail(f"Model {model!r} cannot be loaded: {error}")
     if getattr(config, "detection_config", None) is None:
         _fail(f"Model {model!r} is no detector; examples/finetune_detection.py makes one of a mammut.")
     finder, processor = _load(AutoModelForZeroShotObjectDetection, model)
-    try:
+    with _failing_on(ValueError):
         found = Detector(finder, processor)([picture], names, threshold, top)[0]
-    except ValueError as error:
-        _fail(str(error))
     target = output or Path(f"{image.stem}-detections.png")
     draw_detections(picture, found).save(target)
     rows = list(zip(found["text_labels"], found["scores"].tolist(), found["boxes"].tolist(), strict=True))
-    if as_json:
-        _print_json([{"label": name, "score": score, "box": box} for name, score, box in rows])
-        return
-    for name, score, box in rows:
-        typer.echo(f"{name}\t{score:.3f}\t{' '.join(str(round(side)) for side in box)}")
-    typer.echo(target)
+    lines = (f"{name}\t{score:.3f}\t{' '.join(str(round(side)) for side in box)}" for name, score, box in rows)
+    _print([{"label": name, "score": score, "box": box} for name, score, box in rows], [*lines, target], as_json)
 
 
 @app.command(name="visual-words")
@@ -247,17 +236,13 @@ def visual_words(
     if not hasattr(reader, "get_visual_words"):
         _fail(f"Model {model!r} is a {reader.config.model_type}, visual words need a vw_lmm.")
     target = output or Path(f"{image.stem}-visual-words.png")
-    try:
+    with _failing_on(ImportError, OSError, ValueError):
         found = visual_word_map(reader, processor, picture, top_k, num_heat_maps)
         draw_png(found, target)
         draw_html(found, target.with_suffix(".html"), image.name)
-    except (ImportError, OSError, ValueError) as error:
-        _fail(str(error))
-    if as_json:
-        patches = zip(found.words, found.probabilities.tolist(), strict=True)
-        _print_json([{"words": words, "probabilities": values} for words, values in patches])
-        return
-    typer.echo(f"{target}\n{target.with_suffix('.html')}")
+    patches = zip(found.words, found.probabilities.tolist(), strict=True)
+    rows = [{"words": words, "probabilities": values} for words, values in patches]
+    _print(rows, [target, target.with_suffix(".html")], as_json)
 
 
 @app.command()
@@ -276,7 +261,7 @@ def push(
     """Publish a trained model on the Hub: weights, code, processor and card in one commit."""
     from triptych.hub import files_to_publish, publish
 
-    try:
+    with _failing_on(RuntimeError, ValueError):
         files = files_to_publish(folder)
         if not as_json:
             table = Table("file", Column("size", justify="right"))
@@ -292,13 +277,9 @@ def push(
             commit_message=message,
             dry_run=dry_run,
         )
-    except (RuntimeError, ValueError) as error:
-        _fail(str(error))
     url = None if commit is None else commit.pr_url or commit.commit_url
-    if as_json:
-        _print_json({"files": {path.name: path.stat().st_size for path in files}, "url": url})
-    elif url is not None:
-        typer.echo(url)
+    if as_json or url is not None:
+        _print({"files": {path.name: path.stat().st_size for path in files}, "url": url}, [url], as_json)
 
 
 @app.command()
@@ -307,7 +288,9 @@ def convert(
     source: Annotated[str, typer.Argument(help="File, folder, or name on the Hub.")],
     destination: Annotated[Path, typer.Argument(help="Folder to write.")],
     preset: Annotated[str | None, typer.Option(help="Configuration by name, where the source has none.")] = None,
-    config: Annotated[Path | None, typer.Option(help="The source project's own JSON configuration.")] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The source project's own JSON configuration.")
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub name. Default: the checkpoint's.")] = None,
     with_processor: Annotated[bool, typer.Option("--processor/--no-processor", help="Write a processor.")] = True,
     pif: Annotated[
@@ -330,10 +313,10 @@ def convert(
 
     if verify is not None and not (verify / "expected.safetensors").is_file():
         _fail(f"`--verify` {verify} must be a folder with inputs.safetensors and expected.safetensors.")
-    try:
+    with _failing_on(OSError, SafetensorError, ValueError):
         if dry_run:
             chosen, stored = conversion.LAYOUTS[layout], conversion.open_source(layout, source, vision)
-            found, _ = conversion.find_config(chosen, stored, preset, None if config is None else str(config), pif)
+            found, _ = conversion.find_config(chosen, stored, preset, config, pif)
             model = conversion.empty_model(chosen, found)
             conversion.check(chosen, model, stored)
             for name, origin in chosen.origins(model.state_dict()).items():
@@ -345,7 +328,7 @@ def convert(
             source,
             destination,
             preset=preset,
-            config=None if config is None else str(config),
+            config=config,
             tokenizer=tokenizer,
             with_processor=with_processor,
             pif=pif,
@@ -353,8 +336,6 @@ def convert(
             max_shard_size=max_shard_size,
         )
         differences = {} if verify is None else deviations(folder, verify)
-    except (OSError, SafetensorError, ValueError) as error:
-        _fail(str(error))
     typer.echo(folder)
     for name, difference in differences.items():
         typer.echo(f"{name}\t{difference:.1e}")

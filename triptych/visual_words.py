@@ -2,8 +2,10 @@
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -125,21 +127,29 @@ def draw_png(found: VisualWordMap, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def data_url(save: Callable[..., Any]) -> str:
+    """What `save(file, format="png")` of a picture or figure writes, as an address of pages."""
+    buffer = io.BytesIO()
+    save(buffer, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:
+    """Fill a template of a page; a value that is missing is an error."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    path.write_text(page.render(values), encoding="utf-8")
+
+
 def draw_html(found: VisualWordMap, path: Path, name: str) -> None:
     """A page of one file: the image with its words, all words of the patch under the pointer, a heat map per word."""
-    buffer = io.BytesIO()
-    found.image.save(buffer, format="PNG")
     patches = [
         [[word, round(float(p), 5)] for word, p in zip(names, row, strict=True)]
         for names, row in zip(found.words, found.probabilities, strict=True)
     ]
     heat = {word: [round(float(p), 6) for p in values.ravel()] for word, values in found.heat.items()}
-
-    template = Path(__file__).with_suffix(".html.jinja").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
-    picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    html = page.render(image=picture, side=found.grid, name=name, patches=patches, heat=heat)
-    path.write_text(html, encoding="utf-8")
+    values = {"image": data_url(found.image.save), "side": found.grid, "name": name, "patches": patches, "heat": heat}
+    write_page(path, Path(__file__).with_suffix(".html.jinja"), values)
 
 
-__all__ = ["VisualWordMap", "draw_html", "draw_png", "readable", "visual_word_map"]
+__all__ = ["VisualWordMap", "data_url", "draw_html", "draw_png", "readable", "visual_word_map", "write_page"]

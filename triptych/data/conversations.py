@@ -1,7 +1,7 @@
 """Conversations with images, in LLaVA's JSON layout or as `messages`, for the training of VW-LMM."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,7 @@ class ConversationDataset(Dataset):
         row = self.rows[index]
         images = row.get("images") or ([row["image"]] if row.get("image") else [])
         images = [self._path(image, index) if isinstance(image, str) else image for image in images]
-        return {
-            "messages": _messages_of(row, index),
-            "images": [_decode(image, index) for image in images],
-        }
+        return {"messages": _messages_of(row, index), "images": [_decode(image, index) for image in images]}
 
     def _path(self, name: str, index: int) -> Path:
         path = self.image_folder / name
@@ -120,6 +117,15 @@ def load_conversations(name: str, image_folder: str | None = None) -> Conversati
     return ConversationDataset(rows, image_folder or str(path.parent))
 
 
+def dialogue(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Questions about a picture and their answers as one conversation; the image stands before the first."""
+    messages: list[dict[str, str]] = []
+    for question, answer in turns:
+        question = question if messages else f"<image>\n{question}"
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return messages
+
+
 class QuestionConversations(Dataset):
     """Questions about images (`triptych.data.questions.load_questions`), several of an image as one conversation.
 
@@ -144,14 +150,8 @@ class QuestionConversations(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rows = [self.data[row] for row in self.groups[index]]
-        messages = []
-        for turn, row in enumerate(rows):
-            question = row["question"] if turn else f"<image>\n{row['question']}"
-            messages += [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": most_common_answer(row["answers"])},
-            ]
-        return {"messages": messages, "images": [decode_image(rows[0]["image"], self.groups[index][0])]}
+        turns = [(row["question"], most_common_answer(row["answers"])) for row in rows]
+        return {"messages": dialogue(turns), "images": [decode_image(rows[0]["image"], self.groups[index][0])]}
 
     def lengths(self) -> list[int]:
         """Length of every conversation: the characters of its questions, near enough."""
@@ -188,9 +188,6 @@ class ConversationCollator:
 
 
 __all__ = [
-    "ConversationCollator",
-    "ConversationDataset",
-    "ConversationMixture",
-    "QuestionConversations",
+    "ConversationCollator", "ConversationDataset", "ConversationMixture", "QuestionConversations", "dialogue",
     "load_conversations",
-]
+]  # fmt: skip

@@ -281,14 +281,9 @@ class DetectionDataset(Dataset):
         def place(picture: Image.Image, resample: Image.Resampling) -> Image.Image:
             # Only the window is resized. What lies outside the picture is black, as the padding of the processor.
             part = (left, top, min(left + size, width), min(top + size, height))
-            box = (
-                part[0] * picture.width / width,
-                part[1] * picture.height / height,
-                part[2] * picture.width / width,
-                part[3] * picture.height / height,
-            )
-            part_size = (part[2] - part[0], part[3] - part[1])
-            shown = picture.resize(part_size, resample, box=box, reducing_gap=2.0)
+            sides = zip(part, picture.size * 2, (width, height) * 2, strict=True)
+            box: Any = tuple(edge * own / scaled for edge, own, scaled in sides)
+            shown = picture.resize((part[2] - part[0], part[3] - part[1]), resample, box=box, reducing_gap=2.0)
             if flip:
                 shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             canvas = Image.new(picture.mode, (size, size))
@@ -345,11 +340,9 @@ class DetectionCollator:
 def reference_of(row: dict[str, Any]) -> dict[str, list]:
     """What average precision compares detections of a row with."""
     entries = row["annotations"]
-    boxes = [
-        [left, top, left + width, top + height] for left, top, width, height in (entry["bbox"] for entry in entries)
-    ]
+    boxes = [entry["bbox"] for entry in entries]
     reference: dict[str, list] = {
-        "boxes": boxes,
+        "boxes": [[left, top, left + width, top + height] for left, top, width, height in boxes],
         "labels": [entry["category_id"] for entry in entries],
         "areas": [entry["area"] for entry in entries],
         "is_crowd": [entry["iscrowd"] for entry in entries],

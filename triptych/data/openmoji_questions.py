@@ -3,7 +3,6 @@
 The drawings of the test split are those that captions hold out: none of them is in a training picture.
 """
 
-import io
 import random
 from collections import Counter, defaultdict
 from typing import Any
@@ -12,9 +11,9 @@ from datasets import Dataset
 from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
-from triptych.data.conversations import ConversationMixture, QuestionConversations
+from triptych.data.conversations import ConversationMixture, QuestionConversations, dialogue
 from triptych.data.easy_vqa import load_easy_vqa
-from triptych.data.openmoji import named_drawings, render
+from triptych.data.openmoji import named_drawings, picture_of
 
 
 _EASY_VQA_QUESTIONS = 1500  # of 38,575
@@ -76,7 +75,7 @@ class OpenMojiQuestions:
         """The picture of a row of `rows`."""
         picture = Image.new("RGB", (self.image_size,) * 2, GROUNDS[row["ground"]])
         side = round(row["scale"] * self.image_size)
-        sprite = Image.open(io.BytesIO(render(self._drawings[row["caption"]], side, background=None))).convert("RGBA")
+        sprite = picture_of(self._drawings[row["caption"]], side)
         for x, y in row["places"]:
             corner = (round(x * self.image_size - sprite.width / 2), round(y * self.image_size - sprite.height / 2))
             picture.paste(sprite, corner, sprite)
@@ -163,19 +162,7 @@ def _scene(seed: str, caption: str) -> dict[str, Any]:
 
 
 def _messages(answers: dict[str, str]) -> list[dict[str, str]]:
-    """The questions of a picture as one conversation; the image stands before the first."""
-    messages: list[dict[str, str]] = []
-    for kind, answer in answers.items():
-        question = QUESTIONS[kind] if messages else f"<image>\n{QUESTIONS[kind]}"
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return messages
+    return dialogue((QUESTIONS[kind], answer) for kind, answer in answers.items())
 
 
-__all__ = [
-    "GROUNDS",
-    "NUMBERS",
-    "QUESTIONS",
-    "HeldOutQuestions",
-    "OpenMojiQuestions",
-    "load_openmoji_conversations",
-]
+__all__ = ["GROUNDS", "NUMBERS", "QUESTIONS", "HeldOutQuestions", "OpenMojiQuestions", "load_openmoji_conversations"]
