@@ -136,7 +136,7 @@ def test_the_report_shows_answers_of_a_second_repository(finished, pictures, tmp
     arguments = {
         "dataset": "easy-vqa", "dataset_config": None, "image_column": "image", "question_column": "question",
         "answer_column": "answers", "answer_type_column": "answer_type", "eval_split": "test", "max_answer_tokens": 4,
-        "group_column": None, "seed": 0,
+        "group_column": None, "on_bad_row": "error", "seed": 0,
     }  # fmt: skip
     results = {"vqa_accuracy": 0.5, "vqa_accuracy_shape": 0.25, "num_questions": 9673}
     extra_files = {"training_arguments.json": arguments, "eval_results.json": results}
