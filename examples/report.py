@@ -50,7 +50,7 @@ def load(auto_class: Any, source: Path, device: torch.device) -> torch.nn.Module
 
 def held_out(load: Any, trained: dict[str, Any], dataset: str | None, columns: list[str], **options: Any) -> Any:
     """The very split that a training held out."""
-    options |= {name: trained[name] for name in (*columns, "eval_split", "group_column", "seed")}
+    options |= {name: trained[name] for name in (*columns, "eval_split", "group_column", "on_bad_row", "seed")}
     return load(dataset or trained["dataset"], trained["dataset_config"], **options)["test"]
 
 

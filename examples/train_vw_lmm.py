@@ -15,6 +15,7 @@ finished stage is a checkpoint; the same command with `--resume` goes on behind 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from transformers import HfArgumentParser
 
@@ -37,6 +38,9 @@ class ConversationArguments:
     )
     dataset_license: str | None = argument(default=None, help="Licence of your data, for the card.")
     image_folder: str | None = argument(default=None, help="Where the paths of a JSON file's images start.")
+    on_bad_row: Literal["error", "skip"] = argument(
+        default="error", help="Stop at a row that is no conversation, or leave such rows out and count them."
+    )
     pictures_per_drawing: int = argument(default=3, help="Pictures of every OpenMoji drawing in the training split.")
     compare: bool = argument(
         default=False,
@@ -45,7 +49,7 @@ class ConversationArguments:
     num_eval_pictures: int = argument(default=300, help="Held-out pictures of the final evaluation.")
 
     def __post_init__(self) -> None:
-        names = ("image_folder", "dataset_license")
+        names = ("image_folder", "dataset_license", "on_bad_row")
         if not self.is_default:
             names = ("pictures_per_drawing", "num_eval_pictures", "compare")
         refuse_changed(self, names, f"says nothing about `dataset` {self.dataset!r}")
@@ -78,7 +82,7 @@ def main() -> None:
             questions = HeldOutQuestions(args.num_eval_pictures, run_args.seed)
             results["the commonest answer"] = evaluate_answers(questions.commonest_answers(), questions.data)
         else:
-            data = load_conversations(args.dataset, args.image_folder)
+            data = load_conversations(args.dataset, args.image_folder, args.on_bad_row)
 
     def measure(name: str, folder: Path, with_images: bool = True) -> None:
         if questions is None:

@@ -9,6 +9,8 @@ import datasets
 import pytest
 from PIL import Image
 
+from triptych.data.conversations import load_conversations
+from triptych.data.detection import DetectionDataset, load_detection
 from triptych.data.pairs import load_pairs
 from triptych.data.questions import load_questions
 from triptych.data.rows import one_text, several_texts, text_or_texts
@@ -128,3 +130,107 @@ def test_a_script_names_the_row_before_it_trains_a_tokenizer(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert "metadata.csv, line 5: `caption` is None" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out" / "training_log.jsonl").exists()
+
+
+# Conversations
+
+TURNS = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a cat"}]
+
+
+def conversation_file(folder: Path, rows: list, suffix: str = "json") -> str:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8), "red").save(folder / name)
+    text = json.dumps(rows) if suffix == "json" else "\n" + "\n".join(map(json.dumps, rows))
+    (folder / f"data.{suffix}").write_text("\ufeff" + text, encoding="utf-8")
+    return str(folder / f"data.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_conversations_that_have_one_meaning(tmp_path, suffix):
+    two = [{"from": "human", "value": "<image><image>\nhow many?"}, {"from": "gpt", "value": 2}]
+    rows = [{"image": "a.png", "conversations": TURNS}, {"image": ["a.png", "b.png"], "conversations": two}]
+    data = load_conversations(conversation_file(tmp_path, rows, suffix))
+    assert [len(data[index]["images"]) for index in range(2)] == [1, 2]
+    assert data[1]["messages"][1] == {"role": "assistant", "content": "2"}
+    assert data.lengths()[1] > data.lengths()[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "a.png", "conversations": []}, "neither `messages` nor `conversations`"),
+        ({"image": "a.png", "conversations": TURNS[1:]}, "the first turn must be a user's"),
+        ({"conversations": [TURNS[1], TURNS[0]]}, "the first turn must be a user's"),
+        ({"messages": [{"role": "system", "content": "Be short."}]}, "the first turn must be a user's"),
+        ({"image": "a.png", "conversations": [TURNS[0], {"from": "gpt", "value": None}]}, "turn 1 is None, expected"),
+        ({"image": "a.png", "conversations": [TURNS[0], {"from": "gpt", "value": " "}]}, "turn 1 is ' ', expected"),
+        ({"image": "a.png", "conversations": [TURNS[0], {"from": "gpt"}]}, "'value' is wrong"),
+        ({"conversations": TURNS}, "hold 1 `<image>`, but it has 0 images"),
+        ({"image": ["a.png", "b.png"], "conversations": TURNS}, "hold 1 `<image>`, but it has 2 images"),
+    ],
+)
+def test_conversations_that_are_none_are_named_or_left_out(tmp_path, row, message):
+    good = {"image": "a.png", "conversations": TURNS}
+    name = conversation_file(tmp_path, [good, row, good], "jsonl")
+    with pytest.raises(ValueError, match=rf"data\.jsonl, line 3, cannot be read: .*{message}"):
+        load_conversations(name)
+    data = load_conversations(name, on_bad_row="skip")
+    assert [len(item["images"]) for item in data] == [1, 1]
+
+
+def test_a_file_without_conversations_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no conversation\. It is empty"):
+        load_conversations(conversation_file(tmp_path, []))
+
+
+# Boxes
+
+
+def coco(folder: Path, entries: list, **image) -> dict[str, str]:
+    picture = Image.new("RGB", (64, 48))
+    exif = Image.Exif()
+    exif[274] = 6
+    picture.save(folder / "turned.jpg", exif=exif)
+    described = {"id": 1, "file_name": "turned.jpg", "width": 64, "height": 48, **image}
+    content = {"images": [described], "annotations": entries, "categories": [{"id": 3, "name": "bus"}]}
+    (folder / "boxes.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    return {"train_annotations": str(folder / "boxes.json"), "eval_annotations": str(folder / "boxes.json")}
+
+
+BOX = {"id": 9, "image_id": 1, "category_id": 3, "bbox": [40, 5, 20, 10]}
+
+
+def test_boxes_turn_with_their_picture(tmp_path):
+    data = load_detection(str(tmp_path), **coco(tmp_path, [BOX]))
+    row = DetectionDataset(data.splits["test"], data.categories)[0]
+    assert row["image"].size == (48, 64)
+    assert row["annotations"][0]["bbox"] == [33, 40, 10, 20]  # 48 - 5 - 10 from the left
+    data = load_detection(str(tmp_path), **coco(tmp_path, [BOX], width=48, height=64))  # of the upright picture
+    assert DetectionDataset(data.splits["test"], data.categories)[0]["annotations"][0]["bbox"] == [40, 5, 20, 10]
+    data = load_detection(str(tmp_path), **coco(tmp_path, [BOX], width=100))
+    with pytest.raises(ValueError, match=r"turned\.jpg is 48 x 64 pixels, but its `width` and `height` are 100 x 48"):
+        DetectionDataset(data.splits["test"], data.categories)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 77}, "`image_id` 77 is no image of the file"),
+        ({"category_id": 4}, "`category_id` 4 is no category"),
+        ({"bbox": []}, "`bbox` must be left, top, width and height, got \\[\\]"),
+        ({"bbox": None}, "`bbox` must be left, top, width and height, got None"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "`bbox` must hold finite numbers"),
+    ],
+)
+def test_annotations_that_say_nothing_are_named(tmp_path, change, message):
+    files = coco(tmp_path, [BOX, {**BOX, "id": 10, **change}])
+    with pytest.raises(ValueError, match=rf"boxes\.json, annotation 10: {message}"):
+        load_detection(str(tmp_path), **files)
+    data = load_detection(str(tmp_path), **files, on_bad_row="skip")
+    assert len(data.splits["train"][0]["objects"]["bbox"]) == 1
+
+
+def test_classes_of_a_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "novel.txt").write_text("\ufeffbus\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="nothing is left to train on"):  # the name was read right
+        load_detection(str(tmp_path), **coco(tmp_path, [BOX]), novel_classes=str(tmp_path / "novel.txt"))

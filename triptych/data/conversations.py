@@ -3,35 +3,69 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset
+from transformers.utils import logging
 
 from triptych.data.pictures import decode_image
 from triptych.data.questions import most_common_answer
+from triptych.data.rows import one_text
 from triptych.data.splits import load_splits
 from triptych.processing.pictures import to_rgb
 from triptych.processing.processing_vw_lmm import VwLmmProcessor
 
 
+logger = logging.get_logger(__name__)
 _IMAGE_LENGTH = 100_000
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
-def _messages_of(row: dict[str, Any], index: int) -> list[dict[str, Any]]:
-    if row.get("messages"):
-        return row["messages"]
-    if not row.get("conversations"):
-        raise ValueError(f"Row {index} has neither `messages` nor `conversations`, only {', '.join(sorted(row))}.")
-    try:
-        return [{"role": _ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
-    except KeyError as error:
-        raise ValueError(
-            f"Row {index}: a turn needs `from` (human, gpt or system) and `value`; {error} is wrong."
-        ) from error
+def _messages_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Messages of a row, with texts for contents.
+
+    Raises:
+        ValueError: If they are no conversation that a user begins.
+    """
+    messages = row.get("messages")
+    if not messages:
+        if not row.get("conversations"):
+            raise ValueError(f"it has neither `messages` nor `conversations`, only {', '.join(sorted(row))}")
+        try:
+            messages = [{"role": _ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
+        except KeyError as error:
+            raise ValueError(f"a turn needs `from` (human, gpt or system) and `value`; {error} is wrong") from error
+    found = []
+    for position, message in enumerate(messages):
+        content = message.get("content")
+        if not isinstance(content, list):  # blocks are the processor's
+            try:
+                content = one_text(content)
+            except ValueError as error:
+                raise ValueError(f"what is said in turn {position} is {content!r}, {error}") from None
+        found.append({**message, "content": content})
+    if next((message["role"] for message in found if message.get("role") != "system"), None) != "user":
+        raise ValueError("the first turn must be a user's")
+    return found
+
+
+def _images_of(row: dict[str, Any]) -> list[Any]:
+    """The images of a row, not read yet; LLaVA's `image` may be one or a list of them."""
+    images = row.get("images") or row.get("image") or []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def _count_placeholders(messages: list[dict[str, Any]]) -> int:
+    contents = [message["content"] for message in messages]
+    return sum(
+        content.count("<image>")
+        if isinstance(content, str)
+        else sum(block.get("type") == "image" for block in content)
+        for content in contents
+    )
 
 
 def _decode(image: Any, index: int) -> Image.Image:
@@ -46,26 +80,43 @@ class ConversationDataset(Dataset):
     Args:
         rows (`Sequence[dict]`): As above. In the texts every image stands as `<image>`.
         image_folder (`str`, *optional*): Where relative paths start.
+        places (`Sequence[str]`, *optional*): Where every row stands, for errors.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]], image_folder: str | None = None):
-        self.rows = rows
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], image_folder: str | None = None, places: Sequence[str] | None = None
+    ):
+        self.rows, self.places = rows, places
         self.image_folder = Path(image_folder or ".")
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        images = row.get("images") or ([row["image"]] if row.get("image") else [])
-        images = [self._path(image, index) if isinstance(image, str) else image for image in images]
-        return {"messages": _messages_of(row, index), "images": [_decode(image, index) for image in images]}
+    def read(self, index: int) -> tuple[list[dict[str, Any]], list[Any]]:
+        """Messages and images of a row, none of which is decoded.
 
-    def _path(self, name: str, index: int) -> Path:
+        Raises:
+            ValueError: If they are no conversation, with the row's place.
+        """
+        row = self.rows[index]
+        try:
+            messages, images = _messages_of(row), _images_of(row)
+            if (count := _count_placeholders(messages)) != len(images):
+                raise ValueError(f"its texts hold {count} `<image>`, but it has {len(images)} images")
+            return messages, [self._path(image) if isinstance(image, str) else image for image in images]
+        except ValueError as error:
+            place = f"Row {index}" if self.places is None else self.places[index]
+            raise ValueError(f"{place} cannot be read: {error}.") from error
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        messages, images = self.read(index)
+        return {"messages": messages, "images": [_decode(image, index) for image in images]}
+
+    def _path(self, name: str) -> Path:
         path = self.image_folder / name
         if not path.resolve().is_relative_to(self.image_folder.resolve()):
             raise ValueError(
-                f"Row {index} names the image {name!r}, which is not in `image_folder` {self.image_folder}; name a folder above it."
+                f"the image {name!r} is not in `image_folder` {self.image_folder}; name a folder above it"
             )
         return path
 
@@ -78,43 +129,57 @@ class ConversationDataset(Dataset):
         if isinstance(rows, datasets.Dataset):
             rows = rows.select_columns([name for name in ("messages", "conversations") if name in rows.column_names])
         lengths = []
-        for index, row in enumerate(rows):
-            contents = [message["content"] for message in _messages_of(row, index)]
-            images = sum(
-                content.count("<image>")
-                if isinstance(content, str)
-                else sum(block.get("type") == "image" for block in content)
-                for content in contents
-            )
-            lengths.append(sum(len(str(content)) for content in contents) + _IMAGE_LENGTH * images)
+        for messages in map(_messages_of, rows):
+            length = sum(len(str(message["content"])) for message in messages)
+            lengths.append(length + _IMAGE_LENGTH * _count_placeholders(messages))
         return lengths
 
 
-def load_conversations(name: str, image_folder: str | None = None) -> ConversationDataset:
+def load_conversations(
+    name: str, image_folder: str | None = None, on_bad_row: Literal["error", "skip"] = "error"
+) -> ConversationDataset:
     """Load conversations from a JSON or JSON Lines file, or the training split of a data set.
 
     Args:
         name (`str`): A file in LLaVA's layout (a list of `{"image": path, "conversations": [...]}`) or with `messages`, or what
             [`load_splits`] reads, with a column of one of these names.
         image_folder (`str`, *optional*): Where the paths of a file's images start. Default: its own folder.
+        on_bad_row (`"error"` or `"skip"`): Stop at the first row of a file that is no conversation, or leave such rows out and say
+            how many.
 
     Raises:
-        ValueError: If the file is no list of rows.
+        ValueError: If the file is no list of rows, or a row is no conversation.
     """
     path = Path(name)
     if path.suffix not in (".json", ".jsonl"):
         if image_folder is not None:
             raise ValueError(f"`image_folder` is for JSON files; {name!r} brings its images.")
         return ConversationDataset(load_splits(name, image_column=None, eval_split="train")["train"])
-    text = path.read_text(encoding="utf-8")
-    rows = (
-        [json.loads(line) for line in text.splitlines() if line.strip()]
-        if path.suffix == ".jsonl"
-        else json.loads(text)
-    )
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{name} must hold a list of conversations, got {type(rows).__name__}.")
-    return ConversationDataset(rows, image_folder or str(path.parent))
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".jsonl":
+        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows, places = [json.loads(line) for _, line in lines], [f"{name}, line {number}," for number, _ in lines]
+    else:
+        rows = json.loads(text)
+        if not isinstance(rows, list):
+            raise ValueError(f"{name} must hold a list of conversations, got {type(rows).__name__}.")
+        places = [f"{name}, row {number}," for number in range(len(rows))]
+    data = ConversationDataset(rows, image_folder or str(path.parent), places)
+    kept, first = [], "It is empty."
+    for index in range(len(rows)):
+        try:
+            data.read(index)
+            kept.append(index)
+        except ValueError as error:
+            if on_bad_row == "error":
+                raise
+            first = str(error) if len(kept) == index else first
+    if not kept:
+        raise ValueError(f"{name} holds no conversation. {first}")
+    if len(kept) == len(rows):
+        return data
+    logger.warning(f"{len(rows) - len(kept)} of {len(rows)} rows were left out. The first: {first}")
+    return ConversationDataset([rows[i] for i in kept], str(data.image_folder), [places[i] for i in kept])
 
 
 def dialogue(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """Images with boxes from any source, as the detector wants them: COCO and LVIS files, and data sets with an `objects` column."""
 
 import json
+import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ from datasets import DatasetDict, Features, List, Value
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
+from transformers.utils import logging
 
 from triptych.data.emoji_scenes import load_emoji_scenes, scene_concepts
-from triptych.data.pictures import decode_image
+from triptych.data.pictures import decode_image, orientation_of
 from triptych.data.splits import load_splits
 
 
+logger = logging.get_logger(__name__)
 _LEAST_VISIBLE = 0.2  # of an object's box, or a crop shows nobody what it is
 _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
@@ -45,19 +48,45 @@ class DetectionData:
         return self.groups.get("base", list(range(len(self.categories))))
 
 
-def _coco_rows(annotations: dict[str, Any], folder: str, category_index: dict[int, int]) -> Iterator[dict[str, Any]]:
+def _check_entry(entry: dict[str, Any], images: Any, categories: Any) -> None:
+    """Refuse an annotation that says nothing, or something about nothing."""
+    if entry.get("image_id") not in images:
+        raise ValueError(f"`image_id` {entry.get('image_id')!r} is no image of the file")
+    if entry.get("category_id") not in categories:
+        raise ValueError(f"`category_id` {entry.get('category_id')!r} is no category of the file to evaluate on")
+    bbox = entry.get("bbox")
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(side, (int, float)) for side in bbox):
+        raise ValueError(f"`bbox` must be left, top, width and height, got {bbox!r}")
+    if not all(map(math.isfinite, bbox)):
+        raise ValueError(f"`bbox` must hold finite numbers, got {bbox}")
+
+
+def _coco_rows(
+    annotations: dict[str, Any], path: str, folder: str, category_index: dict[int, int], on_bad_row: str
+) -> Iterator[dict[str, Any]]:
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in annotations["images"]}
-    for entry in annotations["annotations"]:
-        objects[entry["image_id"]].append(entry)
+    problems = []
+    for position, entry in enumerate(annotations["annotations"]):
+        try:
+            _check_entry(entry, objects, category_index)
+            objects[entry["image_id"]].append(entry)
+        except ValueError as error:
+            problems.append(f"{path}, annotation {entry.get('id', f'number {position}')}: {error}.")
+            if on_bad_row == "error":
+                raise ValueError(f"{problems[0]} `on_bad_row='skip'` leaves such annotations out.") from None
+    if problems:
+        logger.warning(f"{len(problems)} annotations of {path} were left out. The first: {problems[0]}")
     for image in annotations["images"]:
         # LVIS names no file but a URL, whose last two parts are COCO's folder and file
         name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
-        path = Path(folder) / name
-        if not path.exists():
-            path = Path(folder) / Path(name).name
+        file = Path(folder) / name
+        if not file.exists():
+            file = Path(folder) / Path(name).name
         entries = [entry for entry in objects[image["id"]] if min(entry["bbox"][2:]) > 0]
         yield {
-            "image": {"path": str(path), "bytes": None},
+            "image": {"path": str(file), "bytes": None},
+            "width": image.get("width"),
+            "height": image.get("height"),
             "objects": {
                 "bbox": [entry["bbox"] for entry in entries],
                 "category": [category_index[entry["category_id"]] for entry in entries],
@@ -70,12 +99,12 @@ def _coco_rows(annotations: dict[str, Any], folder: str, category_index: dict[in
         }
 
 
-def _load_coco(train: str, test: str, folder: str) -> DetectionData:
+def _load_coco(train: str, test: str, folder: str, on_bad_row: str) -> DetectionData:
     """Two files in COCO's or LVIS's form; their classes are those of the test file."""
     found = {}
     for split, path in (("train", train), ("test", test)):
         try:
-            found[split] = json.loads(Path(path).read_text(encoding="utf-8"))
+            found[split] = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(f"Annotations {path} cannot be read: {error}") from error
         missing = {"images", "annotations", "categories"} - found[split].keys()
@@ -83,12 +112,11 @@ def _load_coco(train: str, test: str, folder: str) -> DetectionData:
             raise ValueError(f"Annotations {path} lack {', '.join(sorted(missing))}: expected COCO's or LVIS's form.")
     categories = sorted(found["test"]["categories"], key=lambda category: category["id"])
     index = {category["id"]: position for position, category in enumerate(categories)}
-    unknown = {entry["category_id"] for split in found.values() for entry in split["annotations"]} - index.keys()
-    if unknown:
-        raise ValueError(f"Annotations name categories that {test} does not list: {sorted(unknown)[:5]}.")
     features = Features(
         {
             "image": datasets.Image(),
+            "width": Value("int64"),
+            "height": Value("int64"),
             "objects": {
                 "bbox": List(List(Value("float32"), length=4)),
                 "category": List(Value("int64")),
@@ -101,8 +129,10 @@ def _load_coco(train: str, test: str, folder: str) -> DetectionData:
         }
     )
     splits = {
-        split: datasets.Dataset.from_list(list(_coco_rows(content, folder, index)), features=features)
-        for split, content in found.items()
+        split: datasets.Dataset.from_list(
+            list(_coco_rows(content, path, folder, index, on_bad_row)), features=features
+        )
+        for (split, content), path in zip(found.items(), (train, test), strict=True)
     }
     groups: dict[str, list[int]] = {}
     for position, category in enumerate(categories):
@@ -171,7 +201,7 @@ def load_detection(
     if (train_annotations is None) != (eval_annotations is None):
         raise ValueError("`train_annotations` and `eval_annotations` need one another.")
     if train_annotations is not None and eval_annotations is not None:
-        data = _load_coco(train_annotations, eval_annotations, name)
+        data = _load_coco(train_annotations, eval_annotations, name, options.get("on_bad_row", "error"))
         default = [data.categories[index] for index in data.groups.get("rare", [])]
     elif name == "emoji-scenes":
         concepts = scene_concepts()
@@ -182,7 +212,7 @@ def load_detection(
         data = _load_objects(name, config_name, options)
         default = []
     if isinstance(novel_classes, str):
-        novel_classes = [line.strip() for line in Path(novel_classes).read_text(encoding="utf-8").splitlines()]
+        novel_classes = [line.strip() for line in Path(novel_classes).read_text(encoding="utf-8-sig").splitlines()]
     novel = default if novel_classes is None else [each for each in novel_classes if each]
     unknown = sorted(set(novel) - set(data.categories))
     if unknown:
@@ -205,6 +235,29 @@ def _mask(segmentation: str, height: int, width: int) -> Image.Image:
     runs = coco_mask.frPyObjects(content, height, width)
     runs = coco_mask.merge(runs) if isinstance(content, list) else runs
     return Image.fromarray(coco_mask.decode(runs) * 255)
+
+
+def _turned(entry: dict[str, Any], turn: int, stored: tuple[int, int]) -> dict[str, Any]:
+    """An object of a picture as it is stored, in the upright picture.
+
+    Args:
+        entry (`dict`): With `bbox`, and `mask` if there are masks.
+        turn (`int`): EXIF orientation of the picture, 5 to 8: those that exchange width and height.
+        stored (`tuple[int, int]`): Width and height of the picture as it is stored, in pixels.
+    """
+    left, top, width, height = entry["bbox"]
+    x = top if turn in (5, 8) else stored[1] - top - height
+    y = left if turn in (5, 6) else stored[0] - left - width
+    changed = {**entry, "bbox": [x, y, height, width]}
+    if "mask" in entry:
+        ways = (
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        )
+        changed["mask"] = entry["mask"].transpose(ways[turn - 5])
+    return changed
 
 
 class DetectionDataset(Dataset):
@@ -311,7 +364,16 @@ class DetectionDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data[index]
         image = decode_image(row["image"], index)
-        entries = self._objects(row, (image.height, image.width))
+        stated = (row.get("width") or image.width, row.get("height") or image.height)
+        entries = self._objects(row, (stated[1], stated[0]))
+        if stated != image.size:
+            turn = orientation_of(row["image"])
+            if turn < 5 or stated != image.size[::-1]:
+                raise ValueError(
+                    f"{row['image'].get('path') or f'The image of row {index}'} is {image.width} x {image.height} pixels, but its "
+                    f"`width` and `height` are {stated[0]} x {stated[1]}."
+                )
+            entries = [_turned(entry, turn, stated) for entry in entries]
         if self.scales is not None:
             image, entries = self._augment(image, entries, random.Random(f"{self.seed}-{self.epoch}-{index}"))
         item = {"image": image, "annotations": entries}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image
+from PIL import ExifTags, Image
 
 from triptych.processing.pictures import to_rgb
 
@@ -30,6 +30,13 @@ def decode_image(image: dict[str, Any] | None, row: int) -> Image.Image:
         raise CorruptImageError(f"Image {name} (row {row}) cannot be read: {error}") from error
 
 
+def orientation_of(image: dict[str, Any]) -> int:
+    """How a camera held a stored picture, as EXIF numbers it: 1 for upright, above 4 where width and height are exchanged."""
+    source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+    with Image.open(source) as opened:
+        return opened.getexif().get(ExifTags.Base.Orientation, 1)
+
+
 def picture_ids(data: datasets.Dataset, image_column: str) -> list[str]:
     """What tells the pictures of rows apart: a digest of their file, so that copies under another name are one picture."""
 
@@ -45,4 +52,4 @@ def picture_ids(data: datasets.Dataset, image_column: str) -> list[str]:
     return list(images.map(digest, remove_columns=[image_column], desc="pictures")["picture_id"])
 
 
-__all__ = ["CorruptImageError", "decode_image", "picture_ids"]
+__all__ = ["CorruptImageError", "decode_image", "orientation_of", "picture_ids"]
