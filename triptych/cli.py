@@ -38,7 +38,6 @@ progress = Console(stderr=True)  # so that what is printed can be piped
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a checkpoint.")]
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
 def _fail(message: str) -> NoReturn:
@@ -61,14 +60,46 @@ def _print(content: Any, lines: Iterable[Any], as_json: bool) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else "\n".join(map(str, lines)))
 
 
-def _open(path: Path) -> Image.Image:
+def _read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return to_rgb(image)
-    except FileNotFoundError:
-        _fail(f"There is no image {path}.")
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no image {path}.") from error
     except Exception as error:  # Pillow's plugins raise what they like
-        _fail(f"Image {path} cannot be read: {error}")
+        raise ValueError(f"Image {path} cannot be read: {error}") from error
+
+
+def _open(path: Path) -> Image.Image:
+    with _failing_on(ValueError):
+        return _read(path)
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    """The files among some paths, and the images of the folders among them, hidden ones left out."""
+    Image.init()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = []
+    for path in paths:
+        below = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [
+            each
+            for each in below
+            if each == path or (each.suffix.lower() in suffixes and not each.name.startswith("."))
+        ]
+    return found
+
+
+def _readable(paths: list[Path]) -> tuple[list[Path], list[Image.Image]]:
+    """Files that hold an image, and the images; the others are named and left out."""
+    kept, pictures = [], []
+    for path in paths:
+        try:
+            pictures.append(_read(path))
+            kept.append(path)
+        except ValueError as error:
+            progress.print(f"[yellow]left out:[/yellow] {escape(str(error))}", highlight=False, soft_wrap=True)
+    return kept, pictures
 
 
 def _load(auto_class: Any, name: str) -> tuple:
@@ -80,7 +111,7 @@ def _load(auto_class: Any, name: str) -> tuple:
 
 @app.command()
 def caption(
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders, searched recursively.")],
     model: ModelOption,
     prompt: Annotated[str, typer.Option(help="Beginning of every caption; what a model that chats is asked.")] = "",
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 4,
@@ -91,7 +122,10 @@ def caption(
     """Write a caption for every image."""
     from triptych.pipelines import pipeline
 
-    pictures = [_open(path) for path in images]
+    files = _files(images)
+    paths, pictures = (files, [_open(files[0])]) if len(files) == 1 else _readable(files)
+    if not paths:
+        _fail(f"There is no image to read in {', '.join(map(str, images))}.")
     captioner, processor = _load(AutoModelForImageTextToText, model)
     options = {"max_new_tokens": max_new_tokens, "generate_kwargs": {"num_beams": num_beams, "do_sample": False}}
     if prompt:
@@ -101,7 +135,7 @@ def caption(
         rows = pipe((picture for picture in pictures), batch_size=batch_size, **options)
         bar = track(rows, "caption", total=len(pictures), console=progress, transient=True)
         texts = [row[0]["generated_text"] for row in bar]
-    found = [{"image": str(path), "caption": text} for path, text in zip(images, texts, strict=True)]
+    found = [{"image": str(path), "caption": text} for path, text in zip(paths, texts, strict=True)]
     _print(found, ("\t".join(row.values()) for row in found), as_json)
 
 
@@ -139,9 +173,9 @@ def retrieve(
     """Find the images of a folder that fit a text best."""
     if not folder.is_dir():
         _fail(f"{folder} is not a folder.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not paths:
-        _fail(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
+    files = _files([folder])
+    if not files:
+        _fail(f"{folder} holds no image.")
     encoder, processor = _load(AutoModel, model)
     if not hasattr(encoder, "get_text_features"):
         _fail(f"Model {model!r} is a {encoder.config.model_type}, retrieval needs a grr_coca or mammut.")
@@ -149,12 +183,17 @@ def retrieve(
         text = processor(text=[query], return_tensors="pt").to(encoder.device)
     with torch.no_grad():
         text_embeds = torch.nn.functional.normalize(encoder.get_text_features(**text).pooler_output, dim=-1)
-        scores = []
-        for start in track(range(0, len(paths), batch_size), "encode", console=progress, transient=True):
-            pictures = [_open(path) for path in paths[start : start + batch_size]]
+        scores, paths = [], []
+        for start in track(range(0, len(files), batch_size), "encode", console=progress, transient=True):
+            kept, pictures = _readable(files[start : start + batch_size])
+            if not kept:
+                continue
+            paths += kept
             pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"].to(encoder.device)
             features = encoder.get_image_features(pixel_values).pooler_output
             scores.append((torch.nn.functional.normalize(features, dim=-1) @ text_embeds.T)[:, 0])
+    if not paths:
+        _fail(f"{folder} holds no image that can be read.")
     best = torch.cat(scores).topk(min(top, len(paths)))
     rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     found = [{"image": str(paths[index]), "cosine": score} for score, index in rows]
@@ -186,7 +225,7 @@ def detect(
 
     picture = _open(image)
     try:
-        names = Path(classes).read_text(encoding="utf-8").splitlines()
+        names = Path(classes).read_text(encoding="utf-8-sig").splitlines()
     except OSError:  # names, which are no file and may be too long for the name of one
         if classes.endswith(".txt"):
             _fail(f"`--classes` {classes}: there is no such file.")
@@ -208,7 +247,8 @@ def detect(
     with _failing_on(ValueError):
         found = Detector(finder, processor)([picture], names, threshold, top)[0]
     target = output or Path(f"{image.stem}-detections.png")
-    draw_detections(picture, found).save(target)
+    with _failing_on(OSError, before=f"`--output` {target} cannot be written: "):
+        draw_detections(picture, found).save(target)
     rows = list(zip(found["text_labels"], found["scores"].tolist(), found["boxes"].tolist(), strict=True))
     lines = (f"{name}\t{score:.3f}\t{' '.join(str(round(side)) for side in box)}" for name, score, box in rows)
     _print([{"label": name, "score": score, "box": box} for name, score, box in rows], [*lines, target], as_json)
