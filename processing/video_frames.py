@@ -69,8 +69,10 @@ def split_clips(videos) -> list:
 
 def _count_frames(path: str) -> int:
     """Frames of a video file, by its packets; nothing is decoded."""
-    import av
-
+    try:
+        import av
+    except ImportError as error:  # torchcodec has counted them already
+        raise ImportError("Counting frames needs PyAV: pip install 'triptych[video]'.") from error
     with av.open(path) as container:
         return sum(packet.size > 0 for packet in container.demux(video=0))
 

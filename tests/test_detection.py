@@ -505,7 +505,7 @@ def test_bad_inputs_are_named():
     picture = Image.new("RGB", (20, 10))
     for arguments, message in (
         ({"text": [[]]}, r"text\[0\].*at least one class"),
-        ({"text": [["bus", " "]]}, r"text\[0\]\[1\]` is empty"),
+        ({"text": [["bus", " "]]}, r"text\[0\]\[1\]` is ' '"),
         ({"text": [["bus"]], "images": [picture, picture]}, "1 lists for 2 images"),
         ({"images": picture, "annotations": [{"annotations": []}] * 2}, "got 2 for 1 images"),
         (

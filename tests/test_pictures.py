@@ -281,3 +281,9 @@ def test_a_processor_brings_the_conversion_along(folder, tmp_path, monkeypatch, 
     code = f"found['pixels'] = processor(images={str(folder / 'palette.png')!r}, **{text}, return_tensors='pt')['pixel_values']\n"
     found = ask_a_stranger(code, tmp_path / "saved", {}, tmp_path)
     check(levels(found["pixels"], processor), "palette.png")
+
+
+@pytest.mark.parametrize("text", [[3], ["a red heart", None]])
+def test_a_text_that_is_none_is_named(processor, text):
+    with pytest.raises(ValueError, match="`text"):
+        processor(text=text, return_tensors="pt")

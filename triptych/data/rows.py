@@ -86,6 +86,8 @@ def clean_texts(
     Raises:
         ValueError: If a row cannot be read, with its place, column and value; or none is left.
     """
+    if not columns:
+        return data
     read: dict[str, list[Any]] = {column: [] for column in columns}
     kept: list[int] = []
     first = ""
