@@ -1,10 +1,12 @@
 """The layout's promises: what travels to the Hub may import only its own folder, and every script has help."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,23 @@ def test_every_field_of_a_configuration_is_read():
 BY_TRANSFORMERS = {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "tie_word_embeddings", "is_decoder"}
 BY_TRANSFORMERS |= {"model_type", "sub_configs", "base_config_key", "keys_to_ignore_at_inference", "attribute_map"}
 BY_TRANSFORMERS |= {"base_model_tp_plan"}
+
+
+def test_what_two_models_share_has_one_home():
+    """No run of more than 15 lines, names aside, stands in both model files."""
+    files = [
+        [
+            re.sub(r"GrrCoca|Mammut", "", line.strip())
+            for line in (ROOT / "modeling" / f"modeling_{name}.py").read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
+        for name in ("grr_coca", "mammut")
+    ]
+    longest = SequenceMatcher(None, *files, autojunk=False).find_longest_match()
+    assert longest.size <= 15, files[0][longest.a : longest.a + longest.size]
+    for path in TRAVELLING:
+        if path.name.startswith("modeling_"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 700, path.name
 
 
 def test_configuration_files_keep_their_field_checks():
