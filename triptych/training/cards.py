@@ -91,6 +91,7 @@ def card_fields(
         "data_statement": data.text + origin,
         "limits": data.limits,
         "origin": f"from {portable(base)}" if base else f"preset {own.get('preset')}, from scratch",
+        "command": training_command(),
         "arguments": own,
     }
 
