@@ -5,7 +5,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from .detection_inputs import class_texts, detection_labels, select_detections
 from .pictures import flatten
-from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor
+from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor, list_of_texts
 from .video_frames import read_frames, split_clips
 
 
@@ -192,9 +192,13 @@ class MammutProcessor(SelfContainedProcessor):
         merged = self._merge_kwargs(PaddedTextKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         given = {name: value for name, value in merged["images_kwargs"].items() if name != "return_tensors"}
         clips = []
-        for index, clip in enumerate(split_clips(videos)):
+        for index, clip in enumerate(split_clips(videos) or [[]]):
             options = dict(given)
             frames = self._pictures(read_frames(clip, num_frames, fps), options, f"videos[{index}]")
+            if any(isinstance(frame, list) for frame in frames):
+                raise ValueError(
+                    f"`videos[{index}]` holds lists of frames within a list; expected the frames of one clip."
+                )
             # Resizing and cropping cost more than all else, also where they change nothing.
             if not options and not self._must_resize(frames):
                 options = {"do_resize": False, "do_center_crop": False}
@@ -225,15 +229,13 @@ class MammutProcessor(SelfContainedProcessor):
             )
 
     def _tokenize_questions(self, questions, answers, padding) -> dict:
-        questions = [questions] if isinstance(questions, str) else list(questions)
-        if not questions:
-            raise ValueError("`questions` is empty; expected at least one.")
+        questions = list_of_texts(questions, "questions")
         prompts = [self.question_template.format(question=question) for question in questions]
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         rows = [[bos, *ids] for ids in self.tokenizer(prompts, add_special_tokens=False).input_ids]
         lengths = [len(row) for row in rows]
         if answers is not None:
-            answers = [answers] if isinstance(answers, str) else list(answers)
+            answers = list_of_texts(answers, "answers")
             if len(answers) != len(questions):
                 raise ValueError(
                     f"`answers` must hold one answer per question, got {len(answers)} answers and {len(questions)} "

@@ -5,7 +5,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs
 
 from .pictures import flatten
-from .self_contained_processor import SelfContainedProcessor
+from .self_contained_processor import SelfContainedProcessor, list_of_texts
 
 
 IMAGE_TOKEN = "<image>"
@@ -168,10 +168,7 @@ class VwLmmProcessor(SelfContainedProcessor):
         """
         if text is None:
             raise ValueError("`text` is missing; images stand in it as `image_token`.")
-        texts = [text] if isinstance(text, str) else list(text)
-        for index, each in enumerate(texts):
-            if not isinstance(each, str):
-                raise ValueError(f"`text[{index}]` is {each!r}; expected a text.")
+        texts = list_of_texts(text, "text")
         options = self._merge_kwargs(VwLmmProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         features = self._image_features(texts, images, **options["images_kwargs"])
         rows = [self._tokenize(row, **options["text_kwargs"])[0] for row in texts]

@@ -12,6 +12,23 @@ class PaddedTextKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": "max_length"}}  # noqa: RUF012
 
 
+def list_of_texts(texts, name: str) -> list[str]:
+    """One text or several as a list.
+
+    Raises:
+        ValueError: If there is none, or one is not a text.
+    """
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, (list, tuple)):
+        raise ValueError(f"`{name}` is {texts!r}; expected a text or a list of texts.")
+    if not texts:
+        raise ValueError(f"`{name}` is empty; expected at least one.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"`{name}[{index}]` is {text!r}; expected a text.")
+    return list(texts)
+
+
 class SelfContainedProcessor(ProcessorMixin):
     """A processor whose `save_pretrained` writes its source files and names them, and that reads any picture alike."""
 
@@ -27,16 +44,18 @@ class SelfContainedProcessor(ProcessorMixin):
             raise ValueError(
                 f"`do_rescale=False` does not go with `{name}` of floats; from 0 to 1 they need no option."
             )
-        return rgb_pictures(images, name, options.pop("input_data_format", None))
+        found = rgb_pictures(images, name, options.pop("input_data_format", None))
+        if isinstance(found, list):
+            rows = [each for each in found if isinstance(each, list)]
+            if len(rows) not in (0, len(found)) or any(isinstance(each, list) for row in rows for each in row):
+                raise ValueError(
+                    f"`{name}` must be pictures, or a list of them for every text; got other lists of lists."
+                )
+        return found
 
     def _check_text(self, text, **kwargs) -> None:
         """Refuse no text at all, and texts longer than the context unless `truncation` is asked for."""
-        texts = [text] if isinstance(text, str) else text
-        if not texts:
-            raise ValueError("`text` is empty; expected at least one text.")
-        for index, each in enumerate(texts):
-            if not isinstance(each, str):
-                raise ValueError(f"`text[{index}]` is {each!r}; expected a text.")
+        texts = list_of_texts(text, "text")
         options = {**kwargs, **kwargs.get("text_kwargs", {})}
         if options.get("truncation"):
             return
@@ -66,4 +85,4 @@ class SelfContainedProcessor(ProcessorMixin):
                 part.__dict__.pop("auto_map", None)
 
 
-__all__ = ["PaddedTextKwargs", "SelfContainedProcessor"]
+__all__ = ["PaddedTextKwargs", "SelfContainedProcessor", "list_of_texts"]

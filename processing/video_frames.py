@@ -112,6 +112,8 @@ def read_frames(clip, num_frames: int | None = None, fps: float | None = None) -
     """
     if isinstance(clip, (str, Path)):
         return _read_file(str(clip), num_frames, fps)
+    if not isinstance(clip, (list, tuple)) and not getattr(clip, "ndim", 0):
+        raise ValueError(f"`videos` holds {clip!r}; expected a path, a list of frames, or an array of them.")
     if len(clip) == 0:
         raise ValueError("`videos` holds a clip without frames; expected at least one.")
     return [clip[index] for index in frame_indices(len(clip), num_frames, fps)]
