@@ -26,31 +26,28 @@ from .contrastive_captioner import (
 )
 from .cropped_positions import random_position_crops
 from .inputs import check_pixel_values, check_texts, default_position_ids, fill_context, padding_mask
-from .layers import Attention, CrossAttentionBlock, SelfAttentionBlock, build_norm, resize_position_table
+from .layers import (
+    Attention,
+    CrossAttentionBlock,
+    PatchEmbeddings,
+    SelfAttentionBlock,
+    build_norm,
+    resize_position_table,
+)
 from .losses import contrastive_loss, focal_contrastive_loss
 from .towers import TowerMixin
 from .transformers_versions import takes_cache
 from .video_tubes import TubeEmbedding, fixed_positions, tube_centers
 
 
-class MammutVisionEmbeddings(nn.Module):
+class MammutVisionEmbeddings(PatchEmbeddings):
     """Tokens of images and clips: class token, patches of every so-many-th frame, tubes; with their positions.
 
     An image is a clip of one frame whose tubes are off.
     """
 
     def __init__(self, config: MammutVisionConfig):
-        super().__init__()
-        self.config = config
-        self.grid_size = config.image_size // config.patch_size
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels,
-            config.hidden_size,
-            kernel_size=config.patch_size,
-            stride=config.patch_size,
-            bias=config.patch_bias,
-        )
-        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.use_cls_token else None
+        super().__init__(config)
         self.position_embedding = nn.Embedding(self.grid_size**2 + config.use_cls_token, config.hidden_size)
         self.tube_embedding = None
         if config.use_tubes:
@@ -83,13 +80,10 @@ class MammutVisionEmbeddings(nn.Module):
     def _patch_tokens(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Patches of `(batch, kept frames, channels, height, width)` with positions, and positions of the class token."""
         batch_size, num_frames = frames.shape[:2]
-        dtype = self.patch_embedding.weight.dtype
-        patches = self.patch_embedding(frames.flatten(0, 1).to(dtype))  # (batch * frames, hidden, rows, columns)
-        height, width = patches.shape[-2:]
-        # Under autocast the convolution answers in half precision; the residual stream stays in the weights' precision.
-        tokens = patches.flatten(2).transpose(1, 2).to(dtype).unflatten(0, (batch_size, num_frames))
+        tokens, height, width = self.embed_patches(frames.flatten(0, 1))
         class_position, positions = self._learned_positions(batch_size, height, width)
-        tokens = (tokens + positions[:, None]).flatten(1, 2)  # the same positions in every frame
+        tokens = tokens.unflatten(0, (batch_size, num_frames)) + positions[:, None]  # the same in every frame
+        tokens = tokens.flatten(1, 2)
         if self.config.use_fixed_positions:
             patch = self.config.patch_size
             kernel, stride = [1, patch, patch], [self.config.frame_stride, patch, patch]
@@ -106,13 +100,12 @@ class MammutVisionEmbeddings(nn.Module):
         config = self.config
         if (pixel_values is None) == (pixel_values_videos is None):
             raise ValueError("Pass exactly one of `pixel_values` and `pixel_values_videos`.")
-        name, pixels = ("pixel_values", pixel_values)
         if pixel_values is None:
-            name, pixels = ("pixel_values_videos", pixel_values_videos)
-        check_pixel_values(
-            pixels, config.num_channels, config.image_size, config.patch_size, interpolate_pos_encoding, name
-        )
-        clip = pixels[:, None] if pixel_values_videos is None else pixels  # (batch, frames, channels, height, width)
+            check_pixel_values(pixel_values_videos, config, interpolate_pos_encoding, "pixel_values_videos")
+            clip = pixel_values_videos  # (batch, frames, channels, height, width)
+        else:
+            check_pixel_values(pixel_values, config, interpolate_pos_encoding)
+            clip = pixel_values[:, None]
         tokens, class_position = self._patch_tokens(clip[:, :: config.frame_stride])
         parts = [tokens]
         if self.class_embedding is not None:
@@ -133,18 +126,12 @@ class MammutPreTrainedModel(ContrastiveCaptionerPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # Only modules that own a tensor are visited for code outside transformers.
-        if isinstance(module, MammutVisionEmbeddings):
-            if module.class_embedding is not None:
-                init.normal_(module.class_embedding, std=module.config.initializer_range)
-            if module.position_gate is not None:
-                init.constant_(module.position_gate, module.config.position_gate_init_value)
+        if isinstance(module, MammutVisionEmbeddings) and module.position_gate is not None:
+            init.constant_(module.position_gate, module.config.position_gate_init_value)
         elif isinstance(module, TubeEmbedding):
             module.reset_parameters()
-        elif isinstance(module, MammutModel):
-            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
-            if module.logit_bias is not None:
-                init.constant_(module.logit_bias, module.config.logit_bias_init_value)
+        elif isinstance(module, MammutModel) and module.logit_bias is not None:
+            init.constant_(module.logit_bias, module.config.logit_bias_init_value)
 
 
 class MammutVisionModel(TowerMixin, MammutPreTrainedModel):
@@ -276,9 +263,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
                 1 for tokens, 0 for padding on either side. Default: `pad_token_id` at either end is padding.
-            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                Instead of `input_ids`.
+            position_ids, inputs_embeds: As in [`ContrastiveCaptioner.forward`].
 
         Returns:
             [`BaseModelOutputWithPooling`]: `last_hidden_state` of shape `(batch_size, sequence_length, hidden_size)`,
@@ -305,7 +290,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
             attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
         seen = attention_mask if config.mask_padding else torch.ones_like(attention_mask)
         if position_ids is None:
-            position_ids = default_position_ids(seen, 0, hidden_states.shape[1], hidden_states.device)
+            position_ids = default_position_ids(hidden_states, seen)
         hidden_states = hidden_states + self.position_embedding(position_ids)
         mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=seen)
         for layer in self.layers:
@@ -364,10 +349,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
                 Image tokens; not needed once their keys and values are cached.
             attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
                 1 for tokens, 0 for padding on either side. Default: every token is real.
-            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            cache (`EncoderDecoderCache`, *optional*): Cache to read and extend; `past_key_values` before transformers 5.24.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                Instead of `input_ids`.
+            position_ids, cache, inputs_embeds: As in [`ContrastiveCaptioner.forward`].
             prefix_mask (`torch.Tensor` of shape `(batch_size, prefix_length)`, *optional*):
                 1 for tokens (from the left) that see one another both ways. Only without past.
 
@@ -383,10 +365,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
             raise ValueError("`encoder_hidden_states` is missing; for texts without an image call `encode`.")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            past_length = 0 if cache is None else cache.get_seq_length()
-            position_ids = default_position_ids(
-                attention_mask, past_length, hidden_states.shape[1], hidden_states.device
-            )
+            position_ids = default_position_ids(hidden_states, attention_mask, cache)
         hidden_states = hidden_states + self.position_embedding(position_ids)
         mask = self._causal_mask(hidden_states, attention_mask, position_ids, cache, prefix_mask)
         cross_layers = dict(zip(self.config.cross_attn_layers, self.cross_layers, strict=True))
@@ -451,29 +430,8 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         """As `get_image_features`, for videos of shape `(num_videos, num_frames, num_channels, height, width)`."""
         return self.get_image_features(pixel_values_videos=pixel_values_videos, **kwargs)
 
-    @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPooling:
-        """Encode texts for retrieval: the contrastive pass of the decoder.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`): Token ids.
-            attention_mask (`torch.Tensor` of shape `(num_texts, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding. Default: `pad_token_id` at either end is padding.
-            position_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`, *optional*): Token positions.
-
-        Returns:
-            [`BaseModelOutputWithPooling`] whose `pooler_output` of shape `(num_texts, text_hidden_size)` is not
-            normalised; there is no projection on the text side.
-        """
-        return self.text_model.encode(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
-        )
+    def _encode_texts(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        return self.text_model.encode(*args, **kwargs)  # whose pooled states are in the joint space
 
     @can_return_tuple
     def forward(
@@ -496,12 +454,8 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         """
         images = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
         texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        return self._compare(
-            {**images, "interpolate_pos_encoding": interpolate_pos_encoding},
-            {**texts, "inputs_embeds": inputs_embeds},
-            return_loss,
-            **kwargs,
-        )
+        images["interpolate_pos_encoding"], texts["inputs_embeds"] = interpolate_pos_encoding, inputs_embeds
+        return self._compare(images, texts, return_loss, **kwargs)
 
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Focal or InfoNCE loss of this batch (section 3.2); while training, negatives come from all processes."""
@@ -569,17 +523,10 @@ class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel
         """
         images = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
         texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        images["interpolate_pos_encoding"] = interpolate_pos_encoding
+        texts |= {"inputs_embeds": inputs_embeds, "prefix_mask": prefix_mask}
         return self._score(
-            {**images, "interpolate_pos_encoding": interpolate_pos_encoding},
-            {**texts, "inputs_embeds": inputs_embeds, "prefix_mask": prefix_mask},
-            cache,
-            image_tokens,
-            image_index,
-            labels,
-            use_cache,
-            logits_to_keep,
-            skip_logits,
-            **kwargs,
+            images, texts, cache, image_tokens, image_index, labels, use_cache, logits_to_keep, skip_logits, **kwargs
         )
 
     def _read_texts(
@@ -611,23 +558,13 @@ class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel
     def _prompt_inputs(self, attention_mask: torch.LongTensor) -> dict[str, torch.Tensor]:
         return {"prefix_mask": attention_mask} if self.config.text_config.bidirectional_prefix else {}
 
-    def prepare_inputs_for_generation(
-        self, input_ids, is_first_iteration: bool = False, use_cache: bool = True, attention_mask=None, **kwargs
-    ) -> dict:
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            is_first_iteration=is_first_iteration,
-            use_cache=use_cache,
-            attention_mask=attention_mask,
-            **kwargs,
-        )
+    def prepare_inputs_for_generation(self, input_ids, **kwargs) -> dict:
+        model_inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if model_inputs.get("prefix_mask") is not None:
-            if use_cache and not is_first_iteration:
+            if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
                 del model_inputs["prefix_mask"]  # its keys and values are cached
-            else:
-                model_inputs["attention_mask"] = (
-                    attention_mask  # not a finished mask without the prefix (static caches)
-                )
+            else:  # not a finished mask without the prefix (static caches)
+                model_inputs["attention_mask"] = kwargs.get("attention_mask")
         return model_inputs
 
     @torch.no_grad()

@@ -159,12 +159,6 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         self.image_text_tower.load_state_dict(self.model.vision_model.state_dict())
         self.image_text_tower.requires_grad_(False)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
     def _check_size(self, height: int, width: int) -> None:
         window = self.config.detection_config.window_size
         unit = self.config.vision_config.patch_size * (window or 1)
@@ -204,14 +198,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
 
     def _encode(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The last map of the ViT, before its final norm, and the pyramid."""
-        vision = self.config.vision_config
-        check_pixel_values(
-            pixel_values,
-            vision.num_channels,
-            self.config.detection_config.image_size,
-            vision.patch_size,
-            any_size=True,
-        )
+        check_pixel_values(pixel_values, self.config.vision_config, any_size=True)
         self._check_size(*pixel_values.shape[-2:])
         feature_map = self._feature_map(self.model.vision_model, pixel_values, **kwargs)
         normed = self.model.vision_model.post_layernorm(feature_map.movedim(1, -1)).movedim(-1, 1)
