@@ -144,10 +144,6 @@ class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
     input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
     _prefix_in_whole_model = "vision_model"
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SelfAttentionBlock,
-        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
-    }
 
     def __init__(self, config: GrrCocaVisionConfig):
         super().__init__(config)
@@ -205,13 +201,8 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
 
     config: GrrCocaTextConfig
     input_modalities = ("text",)
-    _input_embed_layer = "embed_tokens"
     _prefix_in_whole_model = "text_model"
     _tp_plan = {"embed_tokens": "embedding_rowwise"}  # noqa: RUF012
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SelfAttentionBlock,
-        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
-    }
 
     def __init__(self, config: GrrCocaTextConfig):
         super().__init__(config)

@@ -142,10 +142,6 @@ class MammutVisionModel(TowerMixin, MammutPreTrainedModel):
     input_modalities = ("image", "video")
     _input_embed_layer = "patch_embedding"
     _prefix_in_whole_model = "vision_model"
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SelfAttentionBlock,
-        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
-    }
 
     def __init__(self, config: MammutVisionConfig):
         super().__init__(config)
@@ -212,12 +208,10 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
 
     config: MammutTextConfig
     input_modalities = ("text",)
-    _input_embed_layer = "embed_tokens"
     _prefix_in_whole_model = "text_model"
     _tp_plan = {"embed_tokens": "embedding_rowwise"}  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SelfAttentionBlock,
-        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+        **TowerMixin._can_record_outputs,
         "cross_attentions": OutputRecorder(Attention, index=1, layer_name="cross_attn"),
     }
 

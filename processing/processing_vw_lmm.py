@@ -168,10 +168,7 @@ class VwLmmProcessor(SelfContainedProcessor):
         """
         if text is None:
             raise ValueError("`text` is missing; images stand in it as `image_token`.")
-        texts = [text] if isinstance(text, str) else list(text)
-        for index, each in enumerate(texts):
-            if not isinstance(each, str):
-                raise ValueError(f"`text[{index}]` is {each!r}; expected a text.")
+        texts = self._listed_texts(text)
         options = self._merge_kwargs(VwLmmProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         features = self._image_features(texts, images, **options["images_kwargs"])
         rows = [self._tokenize(row, **options["text_kwargs"])[0] for row in texts]

@@ -29,14 +29,20 @@ class SelfContainedProcessor(ProcessorMixin):
             )
         return rgb_pictures(images, name, options.pop("input_data_format", None))
 
-    def _check_text(self, text, **kwargs) -> None:
-        """Refuse no text at all, and texts longer than the context unless `truncation` is asked for."""
-        texts = [text] if isinstance(text, str) else text
-        if not texts:
-            raise ValueError("`text` is empty; expected at least one text.")
+    @staticmethod
+    def _listed_texts(text) -> list[str]:
+        """One text or several as a list."""
+        texts = [text] if isinstance(text, str) else list(text)
         for index, each in enumerate(texts):
             if not isinstance(each, str):
                 raise ValueError(f"`text[{index}]` is {each!r}; expected a text.")
+        return texts
+
+    def _check_text(self, text, **kwargs) -> None:
+        """Refuse no text at all, and texts longer than the context unless `truncation` is asked for."""
+        texts = self._listed_texts(text)
+        if not texts:
+            raise ValueError("`text` is empty; expected at least one text.")
         options = {**kwargs, **kwargs.get("text_kwargs", {})}
         if options.get("truncation"):
             return

@@ -8,9 +8,6 @@ Answers are normalised first: case, punctuation, articles, number words, missing
 import itertools
 import re
 from collections import defaultdict
-from typing import ClassVar
-
-import datasets
 
 from triptych.evaluation.described_metric import DescribedMetric
 
@@ -88,10 +85,6 @@ def answer_accuracy(prediction: str, references: list[str]) -> float:
 class VqaAccuracy(DescribedMetric):
     """See the module."""
 
-    columns: ClassVar = {
-        "predictions": datasets.Value("string"),
-        "references": datasets.Sequence(datasets.Value("string")),
-    }
     source = "https://visualqa.org/evaluation.html"
 
     def _compute(
