@@ -332,10 +332,4 @@ class MammutConfig(CompositeConfig):
             raise ValueError("`use_logit_bias` belongs to the focal loss; a softmax does not see it.")
 
 
-__all__ = [
-    "TUBEVIT_TUBES",
-    "MammutConfig",
-    "MammutDetectionConfig",
-    "MammutTextConfig",
-    "MammutVisionConfig",
-]
+__all__ = ["TUBEVIT_TUBES", "MammutConfig", "MammutDetectionConfig", "MammutTextConfig", "MammutVisionConfig"]

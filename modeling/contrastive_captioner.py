@@ -21,7 +21,7 @@ from .caption_generation import CaptionGenerationMixin, has_cached_image, select
 from .inputs import check_training_has_labels, padding_mask, supervised_labels
 from .layers import PatchEmbeddings, slice_logits_to_keep
 from .losses import captioning_loss, processes_with_other_rows
-from .self_contained import SelfContainedMixin
+from .self_contained import SelfContainedModel
 from .transformers_versions import CACHE_NAME, takes_cache
 
 
@@ -104,19 +104,11 @@ def unit_vectors(features: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
 
 
-class ContrastiveCaptionerPreTrainedModel(SelfContainedMixin, PreTrainedModel):
+class ContrastiveCaptionerPreTrainedModel(SelfContainedModel):
     """What transformers wants to know of every part of such a model."""
 
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # a batch-contrastive loss cannot be divided by a token count of several batches
     _skip_keys_device_placement = ["cache", "past_key_values", "layer_past"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     @property

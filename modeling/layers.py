@@ -236,10 +236,7 @@ class Attention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, length, head_dim)
 
     def _self_attention_states(
-        self,
-        hidden_states: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        layer_past: Cache | None,
+        self, hidden_states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None, layer_past: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rotated_states = hidden_states
         if rotary is not None and self.config.rope_placement == "pre_proj":

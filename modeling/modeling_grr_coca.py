@@ -418,8 +418,7 @@ class GrrCocaModel(DualEncoder, GrrCocaPreTrainedModel):
         """Encode images for retrieval (`pooler_output`) and for captioning (`image_tokens`) in one pass.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`): Normalised images.
-            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+            pixel_values, interpolate_pos_encoding: As in [`GrrCocaVisionModel.forward`].
 
         Returns:
             [`VisionTowerOutput`] whose `pooler_output` of shape `(num_images, projection_dim)` is projected but not

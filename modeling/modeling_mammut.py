@@ -4,6 +4,8 @@ Read from top to bottom: vision tower (images and videos), text decoder, dual en
 with others, are in `contrastive_captioner.py`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -223,10 +225,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         self.layers = nn.ModuleList(
             [
                 SelfAttentionBlock(
-                    config,
-                    is_causal=True,
-                    layer_idx=index,
-                    has_mlp=config.self_mlp_at_cross or index not in crossed,
+                    config, is_causal=True, layer_idx=index, has_mlp=config.self_mlp_at_cross or index not in crossed
                 )
                 for index in range(config.num_hidden_layers)
             ]
@@ -295,31 +294,22 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def _causal_mask(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.LongTensor,
-        cache: EncoderDecoderCache | None,
-        prefix_mask: torch.Tensor | None,
-    ):
-        """Mask of the captioning pass; `prefix_mask` of shape `(batch, prefix length)` opens the prefix to itself."""
-        both_in_prefix = None
-        if prefix_mask is not None:
-            if is_flash_attention_requested(self.config):
-                raise ValueError(
-                    '`bidirectional_prefix` needs a mask, which flash attention cannot take: call `model.set_attn_implementation("sdpa")`.'
-                )
-            # Static caches are as long as the generation may become.
-            missing = self.config.max_position_embeddings - prefix_mask.shape[1]
-            in_prefix = nn.functional.pad(prefix_mask.bool(), (0, missing))
+    def _within_prefix(self, prefix_mask: torch.Tensor | None) -> Callable | None:
+        """What opens a prefix, given as `(batch, prefix length)`, to itself in the causal mask of the captioning pass."""
+        if prefix_mask is None:
+            return None
+        if is_flash_attention_requested(self.config):
+            raise ValueError(
+                '`bidirectional_prefix` needs a mask, which flash attention cannot take: call `model.set_attn_implementation("sdpa")`.'
+            )
+        # Static caches are as long as the generation may become.
+        missing = self.config.max_position_embeddings - prefix_mask.shape[1]
+        in_prefix = nn.functional.pad(prefix_mask.bool(), (0, missing))
 
-            def both_in_prefix(batch_idx, head_idx, query_idx, key_idx):
-                return in_prefix[batch_idx, query_idx] & in_prefix[batch_idx, key_idx]
+        def both_in_prefix(batch_idx, head_idx, query_idx, key_idx):
+            return in_prefix[batch_idx, query_idx] & in_prefix[batch_idx, key_idx]
 
-        return create_causal_mask(
-            self.config, hidden_states, attention_mask, cache, position_ids, or_mask_function=both_in_prefix
-        )
+        return both_in_prefix
 
     @takes_cache
     @merge_with_config_defaults
@@ -361,7 +351,10 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         if position_ids is None:
             position_ids = default_position_ids(hidden_states, attention_mask, cache)
         hidden_states = hidden_states + self.position_embedding(position_ids)
-        mask = self._causal_mask(hidden_states, attention_mask, position_ids, cache, prefix_mask)
+        both = self._within_prefix(prefix_mask)
+        mask = create_causal_mask(
+            self.config, hidden_states, attention_mask, cache, position_ids, or_mask_function=both
+        )
         cross_layers = dict(zip(self.config.cross_attn_layers, self.cross_layers, strict=True))
         for index, layer in enumerate(self.layers):
             hidden_states = layer(hidden_states, attention_mask=mask, layer_past=cache, **kwargs)
@@ -403,10 +396,7 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         """Encode images or videos for retrieval (`pooler_output`) and for the decoder (`image_tokens`) in one pass.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`): Normalised images.
-            pixel_values_videos (`torch.Tensor` of shape `(num_videos, num_frames, num_channels, height, width)`):
-                Normalised clips, instead of images.
-            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+            pixel_values, pixel_values_videos, interpolate_pos_encoding: As in [`MammutVisionModel.forward`].
 
         Returns:
             [`VisionTowerOutput`] whose `pooler_output` of shape `(num_images, text_hidden_size)` is projected but not
@@ -443,8 +433,7 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         """Compare every image or video with every text, as [`DualEncoder.forward`].
 
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(num_videos, num_frames, num_channels, height, width)`, *optional*):
-                Normalised clips, instead of `pixel_values`.
+            pixel_values_videos (*optional*): As in [`MammutVisionModel.forward`].
         """
         images = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
         texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
@@ -509,8 +498,7 @@ class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel
         Without `labels` only the captioning pass is run; with them, the contrastive pass too unless its weight is 0.
 
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`,
-                *optional*): Normalised clips, instead of images.
+            pixel_values_videos (*optional*): As in [`MammutVisionModel.forward`].
             prefix_mask (`torch.Tensor` of shape `(batch_size, prefix_length)`, *optional*):
                 1 for tokens of a prompt that see one another both ways. Default: none; where the configuration's
                 `bidirectional_prefix` is true and `labels` are given, the tokens before the first supervised one.
@@ -574,8 +562,7 @@ class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel
         """Caption images or videos, or answer questions about them; see [`CaptionGenerationMixin.generate`].
 
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`,
-                *optional*): Normalised clips, instead of `pixel_values`. Encoded once, as images are.
+            pixel_values_videos (*optional*): As in [`MammutVisionModel.forward`]. Encoded once, as images are.
             inputs, pixel_values, image_tokens, interpolate_pos_encoding, kwargs: As there. Where the configuration's
                 `bidirectional_prefix` is true, the tokens of a prompt see one another both ways.
         """

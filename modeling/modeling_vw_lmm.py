@@ -14,12 +14,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin, LogitsProcessorList
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-)
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
@@ -27,7 +22,7 @@ from .configuration_vw_lmm import VwLmmConfig
 from .inputs import check_training_has_labels, supervised_labels
 from .layers import slice_logits_to_keep
 from .losses import captioning_loss, visual_modeling_loss
-from .self_contained import SelfContainedMixin
+from .self_contained import SelfContainedModel
 from .transformers_versions import CACHE_NAME, named_cache, takes_cache
 from .vision_towers import build_tower, load_tower, module_with_tower
 
@@ -107,16 +102,9 @@ class VwLmmProjector(nn.Module):
         return features if self.linear_2 is None else self.linear_2(self.act(features))
 
 
-class VwLmmPreTrainedModel(SelfContainedMixin, PreTrainedModel):
+class VwLmmPreTrainedModel(SelfContainedModel):
     config: VwLmmConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     @property
     def _code_module(self) -> str:
@@ -291,8 +279,6 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
     The latter's softmax is the patch's *visual word*.
     """
 
-    # The visual loss is a mean over patches, which no token count can normalise.
-    accepts_loss_kwargs = False
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output", "vm_head": "colwise_gather_output"}  # noqa: RUF012
 

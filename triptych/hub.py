@@ -111,9 +111,8 @@ def portable(content: Any) -> Any:
 
     def last_part(path: str) -> str:
         parts = path.replace("\\", "/").rstrip("/").split("/")
-        is_here = path[0] != "/" or (
-            len(parts) > 2 and Path("/", parts[1]).exists()
-        )  # "and/or" and addresses are no paths
+        # "and/or" and addresses are no paths
+        is_here = path[0] != "/" or (len(parts) > 2 and Path("/", parts[1]).exists())
         return parts[-1] if is_here else path
 
     if os.path.isabs(content) and "\n" not in content:

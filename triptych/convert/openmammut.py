@@ -10,10 +10,7 @@ from triptych.modeling.configuration_mammut import MammutConfig
 
 
 OPENMAMMUT = OpenClipLayout(
-    exact={
-        "model.vision_to_text_projection.weight": "map_viz2txt_kv",
-        "lm_head.weight": "text.text_projection",
-    },
+    exact={"model.vision_to_text_projection.weight": "map_viz2txt_kv", "lm_head.weight": "text.text_projection"},
     blocks=[
         ("model.vision_model.layers.{}.", "visual.transformer.resblocks.{}.", "self_attn"),
         ("model.text_model.layers.{}.", "text.resblocks.{}.", "self_attn"),

@@ -8,9 +8,8 @@ import datasets
 import evaluate
 
 
-class DescribedMetric(
-    evaluate.Metric, abc.ABC
-):  # abstract, or `evaluate.load` takes it for the metric of a file that imports it
+# Abstract, or `evaluate.load` takes it for the metric of a file that imports it.
+class DescribedMetric(evaluate.Metric, abc.ABC):
     """A metric that its module's docstring describes, and whose `_compute` describes inputs and results.
 
     Attributes:
