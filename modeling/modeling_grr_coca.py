@@ -213,10 +213,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
             # The last row belongs to the CLS token.
             self.position_embedding = nn.Embedding(config.max_position_embeddings + 1, config.hidden_size)
         self.layers = nn.ModuleList(
-            [
-                SelfAttentionBlock(config, is_causal=True, layer_idx=index)
-                for index in range(config.num_unimodal_layers)
-            ]
+            SelfAttentionBlock(config, is_causal=True, layer_idx=index) for index in range(config.num_unimodal_layers)
         )
         self.final_layer_norm = build_norm(config)
         self.gradient_checkpointing = False

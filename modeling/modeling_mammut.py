@@ -223,18 +223,14 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(
-            [
-                SelfAttentionBlock(
-                    config, is_causal=True, layer_idx=index, has_mlp=config.self_mlp_at_cross or index not in crossed
-                )
-                for index in range(config.num_hidden_layers)
-            ]
+            SelfAttentionBlock(
+                config, is_causal=True, layer_idx=index, has_mlp=config.self_mlp_at_cross or index not in crossed
+            )
+            for index in range(config.num_hidden_layers)
         )
         self.cross_layers = nn.ModuleList(
-            [
-                CrossAttentionBlock(config, layer_idx=index, norm_memory=config.norm_memory)
-                for index in range(len(crossed))
-            ]
+            CrossAttentionBlock(config, layer_idx=index, norm_memory=config.norm_memory)
+            for index in range(len(crossed))
         )
         self.final_layer_norm = build_norm(config)
         self.gradient_checkpointing = False
@@ -253,10 +249,8 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         """Contrastive pass: bidirectional, without any cross-attention layer, pooled to one vector per text.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding on either side. Default: `pad_token_id` at either end is padding.
-            position_ids, inputs_embeds: As in [`ContrastiveCaptioner.forward`].
+            input_ids, attention_mask, position_ids: As in [`DualEncoder.get_text_features`].
+            inputs_embeds: As in [`ContrastiveCaptioner.forward`].
 
         Returns:
             [`BaseModelOutputWithPooling`]: `last_hidden_state` of shape `(batch_size, sequence_length, hidden_size)`,
@@ -328,12 +322,9 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         """Captioning pass: causal, with a cross-attention layer behind every so-many-th layer.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
+            input_ids, attention_mask, position_ids, cache, inputs_embeds: As in [`ContrastiveCaptioner.forward`] without `labels`.
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
                 Image tokens; not needed once their keys and values are cached.
-            attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
-                1 for tokens, 0 for padding on either side. Default: every token is real.
-            position_ids, cache, inputs_embeds: As in [`ContrastiveCaptioner.forward`].
             prefix_mask (`torch.Tensor` of shape `(batch_size, prefix_length)`, *optional*):
                 1 for tokens (from the left) that see one another both ways. Only without past.
 

@@ -375,9 +375,8 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         """
         if not 1 <= top_k <= self.vm_head.out_features:
             raise ValueError(f"`top_k` must lie between 1 and {self.vm_head.out_features}, got {top_k}.")
-        top = []
-        for features in self.get_image_features(pixel_values, return_dict=True).pooler_output:
-            top.append(self.vm_head(features).float().softmax(-1).topk(top_k))
+        adapted = self.get_image_features(pixel_values, return_dict=True).pooler_output
+        top = [self.vm_head(features).float().softmax(-1).topk(top_k) for features in adapted]
         return VisualWords(torch.stack([row.indices for row in top]), torch.stack([row.values for row in top]))
 
     def get_pseudo_image_features(self, image_features: torch.Tensor) -> torch.Tensor:
