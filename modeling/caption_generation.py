@@ -79,12 +79,7 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         Args:
             inputs or input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*): Prompts, one
                 per image (or as `image_index` says). Default: BOS.
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*): Images.
-            image_tokens (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
-                Instead of `pixel_values`, from an earlier `get_image_features`.
-            image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                The image of every prompt, where several belong to one image. Default: prompt i belongs to image i.
-            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+            pixel_values, image_tokens, image_index, interpolate_pos_encoding: As in [`ContrastiveCaptioner.forward`].
             cache (`EncoderDecoderCache`, *optional*):
                 Of an earlier call, whose texts are continued; `past_key_values` before transformers 5.24.
             kwargs: Everything else that `GenerationMixin.generate` accepts.

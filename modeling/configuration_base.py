@@ -1,7 +1,7 @@
-"""What the configurations of this package share: parts of their own, presets by name, and checks of sizes."""
+"""What the configurations of this package share: fields of towers and decoders, parts, presets by name, checks of sizes."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import yaml
 from transformers import AutoConfig
@@ -21,10 +21,99 @@ def check_heads(hidden_size: int, num_heads: int, size_name: str, heads_name: st
         raise ValueError(f"`{size_name}` must be a multiple of `{heads_name}`, got {hidden_size} and {num_heads}.")
 
 
-def check_patches(image_size: int, patch_size: int) -> None:
-    """Refuse images that patches cannot tile."""
-    if image_size % patch_size != 0:
-        raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {image_size} and {patch_size}.")
+class TransformerConfig(PreTrainedConfig):
+    r"""What the vision towers and text decoders of this package have in common.
+
+    Args:
+        hidden_size (`int`, defaults to 768): Width.
+        intermediate_size (`int`, defaults to 3072): Inner width of the feed-forward layers (of each branch, if gated).
+        num_attention_heads (`int`, defaults to 12): Attention heads per layer.
+        norm_type (`"layernorm"` or `"rmsnorm"`): Normalisation.
+        norm_eps (`float`, defaults to 1e-5): Added to the variance.
+        mlp_type (`"gelu"`, `"geglu"` or `"quick_gelu"`):
+            Plain or gated feed-forward layer with exact (erf) GELU, or plain with OpenAI's approximation.
+        mlp_bias (`bool`, defaults to `True`): Biases in the feed-forward layers.
+        attention_bias (`bool`, defaults to `True`): Biases of the query, key, value and output projections.
+        attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities while training.
+        hidden_dropout (`float`, defaults to 0.0): Dropout after attention and feed-forward layers while training.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of initial weights.
+    """
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_attention_heads: int = 12
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    mlp_type: Literal["gelu", "geglu", "quick_gelu"] = "gelu"
+    mlp_bias: bool = True
+    attention_bias: bool = True
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def validate_architecture(self):
+        """Check that sizes are positive and divide as attention needs."""
+        check_positive(self, "hidden_size", "intermediate_size", "num_attention_heads")
+        check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+
+
+class VisionTowerConfig(TransformerConfig):
+    r"""What the vision towers of this package have in common, beside the fields of [`TransformerConfig`].
+
+    Args:
+        num_hidden_layers (`int`, defaults to 12): Number of ViT blocks.
+        num_channels (`int`, defaults to 3): Channels of the images.
+        image_size (`int`, defaults to 224): Height and width of images and frames, in pixels.
+        patch_size (`int`, defaults to 16): Height and width of a patch, in pixels.
+        use_cls_token (`bool`, defaults to `False`): Prepend a class token.
+        pre_layernorm (`bool`, defaults to `False`): Normalise embeddings before the first block (open_clip).
+        patch_bias (`bool`, defaults to `True`): Bias of the patch convolution. open_clip has none.
+    """
+
+    base_config_key = "vision_config"
+    base_model_fsdp_plan = None
+
+    num_hidden_layers: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    use_cls_token: bool = False
+    pre_layernorm: bool = False
+    patch_bias: bool = True
+
+    def validate_architecture(self):
+        """Check that sizes are positive and divide as attention and the patch grid need."""
+        super().validate_architecture()
+        check_positive(self, "image_size", "patch_size", "num_channels")
+        if self.image_size % self.patch_size != 0:
+            raise ValueError(
+                f"`image_size` must be a multiple of `patch_size`, got {self.image_size} and {self.patch_size}."
+            )
+
+
+class TextDecoderConfig(TransformerConfig):
+    r"""What the text decoders of this package have in common, beside the fields of [`TransformerConfig`].
+
+    Args:
+        vocab_size (`int`, defaults to 49408): Size of the vocabulary (CLIP's BPE by default; open in the papers).
+        max_position_embeddings (`int`, defaults to 64): Longest text in tokens, BOS and EOS included.
+        use_cache (`bool`, defaults to `True`): Cache keys and values while generating.
+        pad_token_id, bos_token_id, eos_token_id (`int`): Ids of the special tokens.
+    """
+
+    base_config_key = "text_config"
+
+    vocab_size: int = 49408
+    max_position_embeddings: int = 64
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 49406
+    eos_token_id: int | list[int] | None = 49407
+
+    def validate_architecture(self):
+        """Check that sizes are positive and divide as attention needs."""
+        super().validate_architecture()
+        check_positive(self, "vocab_size", "max_position_embeddings")
 
 
 class CompositeConfig(PreTrainedConfig):
@@ -41,6 +130,10 @@ class CompositeConfig(PreTrainedConfig):
         *("text_model_output", "vision_model_output"),
     ]
     optional_sub_configs: ClassVar[tuple[str, ...]] = ()  # where nothing means that there is no such part
+    base_model_fsdp_plan = None
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():
@@ -105,4 +198,11 @@ def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: 
     return merged
 
 
-__all__ = ["CompositeConfig", "check_heads", "check_patches", "check_positive", "merge_fields"]
+__all__ = [
+    "CompositeConfig",
+    "TextDecoderConfig",
+    "VisionTowerConfig",
+    "check_heads",
+    "check_positive",
+    "merge_fields",
+]

@@ -14,9 +14,8 @@ import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_base import CompositeConfig, check_heads, check_patches, check_positive
+from .configuration_base import CompositeConfig, TextDecoderConfig, VisionTowerConfig, check_heads, check_positive
 
 
 def _check_rope(head_dim: int, position_embedding_type: str) -> None:
@@ -30,23 +29,14 @@ def _check_rope(head_dim: int, position_embedding_type: str) -> None:
 
 
 @strict
-class GrrCocaVisionConfig(PreTrainedConfig):
+class GrrCocaVisionConfig(VisionTowerConfig):
     r"""Configuration of [`GrrCocaVisionModel`]: a ViT and the attentional poolers on top of it.
 
+    All fields of [`VisionTowerConfig`], of which `mlp_bias` and `use_cls_token` are open in the paper (pooling is attentional), and:
+
     Args:
-        hidden_size (`int`, defaults to 768): Width of the ViT.
-        intermediate_size (`int`, defaults to 3072): Inner width of the feed-forward layers (of each branch, if gated).
-        num_hidden_layers (`int`, defaults to 12): Number of ViT blocks.
-        num_attention_heads (`int`, defaults to 12): Attention heads per block.
-        num_channels (`int`, defaults to 3): Channels of the images.
-        image_size (`int`, defaults to 224): Height and width of the images, in pixels.
-        patch_size (`int`, defaults to 16): Height and width of a patch, in pixels.
-        norm_type (`"rmsnorm"` or `"layernorm"`): Normalisation of blocks and poolers. GRR-CoCa: RMSNorm.
+        norm_type, mlp_type (default to `"rmsnorm"` and `"geglu"`): As there. GRR-CoCa: RMSNorm and GEGLU.
         norm_eps (`float`, defaults to 1e-6): Added to the variance. Open in the paper.
-        mlp_type (`"geglu"`, `"gelu"` or `"quick_gelu"`):
-            Gated or plain feed-forward layer with exact (erf) GELU, or plain with OpenAI's approximation. GRR-CoCa: GEGLU.
-        mlp_bias (`bool`, defaults to `True`): Biases in the feed-forward layers. Open in the paper.
-        attention_bias (`bool`, defaults to `True`): Biases of the query, key, value and output projections.
         position_embedding_type (`"rope_1d"`, `"rope_2d"` or `"learned"`):
             RoPE over the flattened patch sequence, axial RoPE over rows and columns, or an absolute table added once
             (the original ViT). Which RoPE GRR-CoCa uses is open; 1-D is the default.
@@ -54,9 +44,6 @@ class GrrCocaVisionConfig(PreTrainedConfig):
         rope_placement (`"post_proj"` or `"pre_proj"`):
             Rotate queries and keys after their projections (standard), or the normed hidden states before them (what a
             predecessor project of the authors did). Open in the paper.
-        use_cls_token (`bool`, defaults to `False`): Prepend a class token. Open in the paper; pooling is attentional.
-        pre_layernorm (`bool`, defaults to `False`): Normalise embeddings before the first block (open_clip).
-        patch_bias (`bool`, defaults to `True`): Bias of the patch convolution. open_clip has none.
         pooler_type (`"cascade"`, `"parallel"`, `"open_clip"` or `"class_token"`):
             `cascade` (CoCa's default): the contrastive pooler reads the output of the caption pooler. `parallel`: it
             reads the patch states. `open_clip`: one pooler, whose token 0 is the image embedding, the others the
@@ -65,40 +52,20 @@ class GrrCocaVisionConfig(PreTrainedConfig):
         num_caption_queries (`int`, defaults to 256): Queries of the caption pooler (CoCa section 3.2).
         pooler_hidden_size (`int`, *optional*): Width of the poolers, equal to the text width. Default: `hidden_size`.
         num_pooler_heads (`int`, *optional*): Heads of the poolers. Default: `num_attention_heads`.
-        attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities while training.
-        hidden_dropout (`float`, defaults to 0.0): Dropout after attention and feed-forward layers while training.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of initial weights.
     """
 
     model_type = "grr_coca_vision_model"
-    base_config_key = "vision_config"
-    base_model_fsdp_plan = None
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 16
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-6
     mlp_type: Literal["geglu", "gelu", "quick_gelu"] = "geglu"
-    mlp_bias: bool = True
-    attention_bias: bool = True
     position_embedding_type: Literal["rope_1d", "rope_2d", "learned"] = "rope_1d"
     rope_theta: float | int = 10000.0
     rope_placement: Literal["post_proj", "pre_proj"] = "post_proj"
-    use_cls_token: bool = False
-    pre_layernorm: bool = False
-    patch_bias: bool = True
     pooler_type: Literal["cascade", "parallel", "open_clip", "class_token"] = "cascade"
     num_caption_queries: int = 256
     pooler_hidden_size: int | None = None
     num_pooler_heads: int | None = None
-    attention_dropout: float | int = 0.0
-    hidden_dropout: float | int = 0.0
-    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         if self.pooler_hidden_size is None:
@@ -109,12 +76,10 @@ class GrrCocaVisionConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check that sizes divide as attention, RoPE and the patch grid need."""
-        sizes = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_channels", "pooler_hidden_size")
-        check_positive(self, *sizes, "num_attention_heads", "num_pooler_heads", "num_caption_queries")
-        check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        super().validate_architecture()
+        check_positive(self, "pooler_hidden_size", "num_pooler_heads", "num_caption_queries")
         check_heads(self.pooler_hidden_size, self.num_pooler_heads, "pooler_hidden_size", "num_pooler_heads")
         _check_rope(self.hidden_size // self.num_attention_heads, self.position_embedding_type)
-        check_patches(self.image_size, self.patch_size)
         if self.pooler_type == "class_token" and not (
             self.use_cls_token and self.pooler_hidden_size == self.hidden_size
         ):
@@ -130,19 +95,16 @@ class GrrCocaVisionConfig(PreTrainedConfig):
 
 
 @strict
-class GrrCocaTextConfig(PreTrainedConfig):
+class GrrCocaTextConfig(TextDecoderConfig):
     r"""Configuration of the unimodal and the multimodal text decoder, which share width and layer type.
 
+    All fields of [`TextDecoderConfig`], and:
+
     Args:
-        vocab_size (`int`, defaults to 49408): Size of the vocabulary (CLIP's BPE by default; open in the paper).
-        hidden_size (`int`, defaults to 768): Width of both decoders.
-        intermediate_size (`int`, defaults to 3072): Inner width of the feed-forward layers.
         num_unimodal_layers (`int`, defaults to 12): Layers without cross-attention.
         num_multimodal_layers (`int`, defaults to 12): Layers with cross-attention to the image tokens.
-        num_attention_heads (`int`, defaults to 12): Attention heads per layer.
         max_position_embeddings (`int`, defaults to 76): Longest text in tokens, BOS and EOS included, CLS not.
-        norm_type, norm_eps, mlp_type, mlp_bias, attention_bias, rope_theta, rope_placement, attention_dropout,
-            hidden_dropout, initializer_range: as in [`GrrCocaVisionConfig`].
+        norm_type, norm_eps, mlp_type, rope_theta, rope_placement: as in [`GrrCocaVisionConfig`].
         position_embedding_type (`"rope_1d"` or `"learned"`): RoPE, or an absolute table (original CoCa).
         cls_position (`"num_tokens"` or `"fixed"`):
             Position of the appended CLS token: the number of real tokens, or always `max_position_embeddings`.
@@ -152,38 +114,22 @@ class GrrCocaTextConfig(PreTrainedConfig):
         multimodal_layer_type (`"coca"` or `"open_clip"`):
             `coca`: self-attention, cross-attention, feed-forward. `open_clip`: two complete blocks, each with a
             feed-forward layer of its own, and a norm on the image tokens.
-        use_cache (`bool`, defaults to `True`): Cache keys and values while generating.
-        pad_token_id, bos_token_id, eos_token_id (`int`): Ids of the special tokens.
     """
 
     model_type = "grr_coca_text_model"
-    base_config_key = "text_config"
 
-    vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
     num_unimodal_layers: int = 12
     num_multimodal_layers: int = 12
-    num_attention_heads: int = 12
     max_position_embeddings: int = 76
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-6
     mlp_type: Literal["geglu", "gelu", "quick_gelu"] = "geglu"
-    mlp_bias: bool = True
-    attention_bias: bool = True
     position_embedding_type: Literal["rope_1d", "learned"] = "rope_1d"
     rope_theta: float | int = 10000.0
     rope_placement: Literal["post_proj", "pre_proj"] = "post_proj"
     cls_position: Literal["num_tokens", "fixed"] = "num_tokens"
     cls_mask_mode: Literal["correct", "legacy"] = "correct"
     multimodal_layer_type: Literal["coca", "open_clip"] = "coca"
-    use_cache: bool = True
-    attention_dropout: float | int = 0.0
-    hidden_dropout: float | int = 0.0
-    initializer_range: float = 0.02
-    pad_token_id: int | None = 0
-    bos_token_id: int | None = 49406
-    eos_token_id: int | list[int] | None = 49407
 
     @property
     def num_hidden_layers(self) -> int:
@@ -192,9 +138,8 @@ class GrrCocaTextConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check that sizes divide as attention and RoPE need, and that there is a layer of each kind."""
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
-        check_positive(self, *sizes, "num_unimodal_layers", "num_multimodal_layers")
-        check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        super().validate_architecture()
+        check_positive(self, "num_unimodal_layers", "num_multimodal_layers")
         _check_rope(self.hidden_size // self.num_attention_heads, self.position_embedding_type)
         if self.cls_mask_mode == "legacy" and self.pad_token_id is None:
             raise ValueError('`cls_mask_mode="legacy"` looks at a padding token, but `pad_token_id` is None.')
@@ -228,10 +173,7 @@ class GrrCocaConfig(CompositeConfig):
 
     model_type = "grr_coca"
     sub_configs = {"vision_config": GrrCocaVisionConfig, "text_config": GrrCocaTextConfig}  # noqa: RUF012
-    base_model_fsdp_plan = None
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
     projection_dim: int | None = None
     logit_scale_init_value: float | int = math.log(1 / 0.07)
     logit_scale_max: float | int = math.log(100)

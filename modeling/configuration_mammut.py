@@ -12,7 +12,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_base import CompositeConfig, check_heads, check_patches, check_positive
+from .configuration_base import CompositeConfig, TextDecoderConfig, VisionTowerConfig, check_positive
 
 
 # TubeViT's tubes (arXiv 2212.03229), as kernel, stride and offset in frames x pixels x pixels
@@ -24,25 +24,13 @@ TUBEVIT_TUBES = [
 
 
 @strict
-class MammutVisionConfig(PreTrainedConfig):
+class MammutVisionConfig(VisionTowerConfig):
     r"""Configuration of [`MammutVisionModel`]: a plain ViT for images and, by sparse tubes, for videos.
 
+    All fields of [`VisionTowerConfig`], of which `patch_size` and `use_cls_token` are not printed in the paper, while LAION has a
+    class token, a norm before the blocks, and no `patch_bias`; and:
+
     Args:
-        hidden_size (`int`, defaults to 768): Width of the ViT.
-        intermediate_size (`int`, defaults to 3072): Inner width of the feed-forward layers.
-        num_hidden_layers (`int`, defaults to 12): Number of ViT blocks.
-        num_attention_heads (`int`, defaults to 12): Attention heads per block.
-        num_channels (`int`, defaults to 3): Channels of the images.
-        image_size (`int`, defaults to 224): Height and width of images and frames, in pixels.
-        patch_size (`int`, defaults to 16): Height and width of a patch, in pixels. Not printed in the paper.
-        norm_type (`"layernorm"` or `"rmsnorm"`): Normalisation.
-        norm_eps (`float`, defaults to 1e-5): Added to the variance.
-        mlp_type (`"gelu"`, `"geglu"` or `"quick_gelu"`):
-            Plain or gated feed-forward layer with exact (erf) GELU, or plain with OpenAI's approximation.
-        mlp_bias, attention_bias (`bool`, defaults to `True`): Biases of feed-forward and attention projections.
-        use_cls_token (`bool`, defaults to `False`): Prepend a class token. Not printed in the paper; LAION has one.
-        pre_layernorm (`bool`, defaults to `False`): Normalise embeddings before the first block (LAION).
-        patch_bias (`bool`, defaults to `True`): Bias of the patch convolution. LAION has none.
         image_pool (`"patch_mean"` or `"all_mean"`):
             Image embedding: mean over patch (and tube) tokens, or over the class token too (LAION).
         norm_before_pool (`bool`, defaults to `True`): Normalise tokens, then pool; LAION pools, then normalises.
@@ -63,30 +51,10 @@ class MammutVisionConfig(PreTrainedConfig):
         use_position_gate (`bool`, defaults to `True`): Scale the fixed positions with a learned gate.
         position_gate_init_value (`float`, defaults to 0.0):
             Initial gate. 0 starts from exactly the image model. Form and value are not printed in the paper.
-        attention_dropout (`float`, defaults to 0.0): Dropout of attention probabilities while training.
-        hidden_dropout (`float`, defaults to 0.0): Dropout after attention and feed-forward layers while training.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of initial weights.
     """
 
     model_type = "mammut_vision_model"
-    base_config_key = "vision_config"
-    base_model_fsdp_plan = None
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 16
-    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_eps: float = 1e-5
-    mlp_type: Literal["gelu", "geglu", "quick_gelu"] = "gelu"
-    mlp_bias: bool = True
-    attention_bias: bool = True
-    use_cls_token: bool = False
-    pre_layernorm: bool = False
-    patch_bias: bool = True
     image_pool: Literal["patch_mean", "all_mean"] = "patch_mean"
     norm_before_pool: bool = True
     norm_decoder_tokens: bool = True
@@ -99,9 +67,6 @@ class MammutVisionConfig(PreTrainedConfig):
     use_fixed_positions: bool = False
     use_position_gate: bool = True
     position_gate_init_value: float | int = 0.0
-    attention_dropout: float | int = 0.0
-    hidden_dropout: float | int = 0.0
-    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         if self.tubes is None:
@@ -111,10 +76,8 @@ class MammutVisionConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check that sizes divide as attention and patches need, and that tubes are triples of triples."""
-        sizes = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_channels", "num_attention_heads")
-        check_positive(self, *sizes, "frame_stride", "crop_positions_grid")
-        check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
-        check_patches(self.image_size, self.patch_size)
+        super().validate_architecture()
+        check_positive(self, "frame_stride", "crop_positions_grid")
         if self.use_tubes and not self.tubes:
             raise ValueError("`use_tubes` needs at least one entry of `tubes`.")
         for index, tube in enumerate(self.tubes):
@@ -133,16 +96,16 @@ class MammutVisionConfig(PreTrainedConfig):
 
 
 @strict
-class MammutTextConfig(PreTrainedConfig):
+class MammutTextConfig(TextDecoderConfig):
     r"""Configuration of the text decoder, which reads texts alone (contrastive pass) or with an image (captioning pass).
 
+    All fields of [`TextDecoderConfig`], and:
+
     Args:
-        vocab_size (`int`, defaults to 49408): Size of the vocabulary (CLIP's BPE by default; open in the paper).
         hidden_size (`int`, defaults to 1024): Width, also that of the joint embedding.
         intermediate_size (`int`, defaults to 4096): Inner width of the feed-forward layers.
         num_hidden_layers (`int`, defaults to 8): Self-attention layers N.
         num_attention_heads (`int`, defaults to 16): Attention heads per layer. Not printed in the paper.
-        max_position_embeddings (`int`, defaults to 64): Longest text in tokens, BOS and EOS included.
         cross_attn_every (`int`, defaults to 2):
             A cross-attention layer follows every so-many-th layer; together M = N / this (section 3.1).
         cross_attn_offset (`int`, defaults to 0):
@@ -159,21 +122,14 @@ class MammutTextConfig(PreTrainedConfig):
         bidirectional_prefix (`bool`, defaults to `False`):
             In the captioning pass, let the tokens of a prompt (a question) see one another both ways. Ours; off in the
             paper as far as it is known.
-        norm_type, norm_eps, mlp_type, mlp_bias, attention_bias, attention_dropout, hidden_dropout, initializer_range: as
-            in [`MammutVisionConfig`].
-        use_cache (`bool`, defaults to `True`): Cache keys and values while generating.
-        pad_token_id, bos_token_id, eos_token_id (`int`): Ids of the special tokens.
     """
 
     model_type = "mammut_text_model"
-    base_config_key = "text_config"
 
-    vocab_size: int = 49408
     hidden_size: int = 1024
     intermediate_size: int = 4096
     num_hidden_layers: int = 8
     num_attention_heads: int = 16
-    max_position_embeddings: int = 64
     cross_attn_every: int = 2
     cross_attn_offset: int = 0
     self_mlp_at_cross: bool = True
@@ -181,18 +137,6 @@ class MammutTextConfig(PreTrainedConfig):
     text_pool: Literal["masked_mean", "all_mean"] = "masked_mean"
     mask_padding: bool = True
     bidirectional_prefix: bool = False
-    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_eps: float = 1e-5
-    mlp_type: Literal["gelu", "geglu", "quick_gelu"] = "gelu"
-    mlp_bias: bool = True
-    attention_bias: bool = True
-    use_cache: bool = True
-    attention_dropout: float | int = 0.0
-    hidden_dropout: float | int = 0.0
-    initializer_range: float = 0.02
-    pad_token_id: int | None = 0
-    bos_token_id: int | None = 49406
-    eos_token_id: int | list[int] | None = 49407
 
     @property
     def cross_attn_layers(self) -> list[int]:
@@ -201,9 +145,8 @@ class MammutTextConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check that sizes divide as attention needs, and that there is a cross-attention layer."""
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
-        check_positive(self, *sizes, "num_hidden_layers", "cross_attn_every")
-        check_heads(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        super().validate_architecture()
+        check_positive(self, "num_hidden_layers", "cross_attn_every")
         if not 0 <= self.cross_attn_offset < self.num_hidden_layers:
             raise ValueError(
                 f"`cross_attn_offset` must be the index of one of {self.num_hidden_layers} layers, got "
@@ -363,10 +306,7 @@ class MammutConfig(CompositeConfig):
         "detection_config": MammutDetectionConfig,
     }
     optional_sub_configs = ("detection_config",)
-    base_model_fsdp_plan = None
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
     detection_config: dict | PreTrainedConfig | None = None
     shared_image_projection: bool = True
     contrastive_loss_type: Literal["focal", "softmax"] = "focal"
@@ -392,10 +332,4 @@ class MammutConfig(CompositeConfig):
             raise ValueError("`use_logit_bias` belongs to the focal loss; a softmax does not see it.")
 
 
-__all__ = [
-    "TUBEVIT_TUBES",
-    "MammutConfig",
-    "MammutDetectionConfig",
-    "MammutTextConfig",
-    "MammutVisionConfig",
-]
+__all__ = ["TUBEVIT_TUBES", "MammutConfig", "MammutDetectionConfig", "MammutTextConfig", "MammutVisionConfig"]

@@ -45,10 +45,7 @@ class VwLmmConfig(CompositeConfig):
 
     model_type = "vw_lmm"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
-    base_model_fsdp_plan = None
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
     image_token_id: int = 32000
     image_seq_length: int | None = None
     vision_feature_layer: int = -2

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 from torch import nn
+from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
@@ -18,9 +19,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .caption_generation import CaptionGenerationMixin, has_cached_image, select_images
 from .inputs import check_training_has_labels, padding_mask, supervised_labels
-from .layers import slice_logits_to_keep
+from .layers import PatchEmbeddings, slice_logits_to_keep
 from .losses import captioning_loss, processes_with_other_rows
-from .self_contained import SelfContainedMixin
+from .self_contained import SelfContainedModel
 from .transformers_versions import CACHE_NAME, takes_cache
 
 
@@ -103,25 +104,26 @@ def unit_vectors(features: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
 
 
-class ContrastiveCaptionerPreTrainedModel(SelfContainedMixin, PreTrainedModel):
+class ContrastiveCaptionerPreTrainedModel(SelfContainedModel):
     """What transformers wants to know of every part of such a model."""
 
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # a batch-contrastive loss cannot be divided by a token count of several batches
     _skip_keys_device_placement = ["cache", "past_key_values", "layer_past"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights; learned scalars, which stay in fp32, do not count."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point() and p.numel() > 1)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # Only modules that own a tensor are visited for code outside transformers.
+        if isinstance(module, PatchEmbeddings) and module.class_embedding is not None:
+            init.normal_(module.class_embedding, std=module.config.initializer_range)
+        elif isinstance(module, DualEncoder):
+            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
 
     def init_parallel_plans(self) -> None:
         """What transformers splits over `tp_size` processes: heads and inner widths, as the layers themselves say.
@@ -145,6 +147,34 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.embed_tokens = value
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Encode texts for retrieval.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`): Token ids.
+            attention_mask (`torch.Tensor` of shape `(num_texts, sequence_length)`, *optional*):
+                1 for tokens, 0 for padding. Default: `pad_token_id` at either end is padding.
+            position_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`, *optional*): Token positions.
+
+        Returns:
+            [`BaseModelOutputWithPooling`] whose `pooler_output` of shape `(num_texts, projection_dim)` (of MaMMUT, which has
+            no projection on the text side, `text_hidden_size`) is not normalised.
+        """
+        return self._encode_texts(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
+        )
+
+    def _encode_texts(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """The side of the model that reads texts, whose pooled states are brought to the joint space."""
+        raise NotImplementedError
 
     @can_return_tuple
     def forward(
@@ -175,17 +205,10 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
         >>> probabilities = model(**inputs).logits_per_image.softmax(dim=-1)
         ```
         """
-        return self._compare(
-            {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding},
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "inputs_embeds": inputs_embeds,
-            },
-            return_loss,
-            **kwargs,
-        )
+        images = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding}
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        texts["inputs_embeds"] = inputs_embeds
+        return self._compare(images, texts, return_loss, **kwargs)
 
     def _compare(self, images: dict, texts: dict, return_loss: bool | None, **kwargs) -> DualEncoderOutput:
         if not _has_pixels(images):
@@ -248,12 +271,6 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
 
     _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
 
     def get_image_features(self, *args, **kwargs) -> VisionTowerOutput:
         """As that of `model`."""
@@ -319,22 +336,11 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
             ValueError: If there is no image, images and texts differ in number, shapes and ids do not fit, or a training step
                 has no `labels`.
         """
+        images = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding}
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        texts["inputs_embeds"] = inputs_embeds
         return self._score(
-            {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding},
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-                "inputs_embeds": inputs_embeds,
-            },
-            cache,
-            image_tokens,
-            image_index,
-            labels,
-            use_cache,
-            logits_to_keep,
-            skip_logits,
-            **kwargs,
+            images, texts, cache, image_tokens, image_index, labels, use_cache, logits_to_keep, skip_logits, **kwargs
         )
 
     def _score(

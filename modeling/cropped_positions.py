@@ -22,10 +22,8 @@ def random_position_crops(table: torch.Tensor, grid_size: int, enlarged: int, ba
     area = torch.empty(batch_size, device=table.device).uniform_(0.1, 1.0)
     log_ratio = torch.empty(batch_size, device=table.device).uniform_(-0.5, 0.5)
     ratio = 4.0**log_ratio  # width over height
-    width, height = (
-        (area * ratio).sqrt().clamp(max=1),
-        (area / ratio).sqrt().clamp(max=1),
-    )  # shares of the table's side
+    # Shares of the table's side
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     left = torch.rand_like(width) * (1 - width)
     top = torch.rand_like(height) * (1 - height)
     return crop_positions(table, grid_size, enlarged, torch.stack([left, top, width, height], dim=-1))

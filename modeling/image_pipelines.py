@@ -205,4 +205,12 @@ class SigmoidZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipe
         return [{"score": score, "label": label} for score, label in sorted(scores, key=lambda pair: -pair[0])]
 
 
-__all__ = ["ImageToTextPipeline", "SigmoidZeroShotImageClassificationPipeline", "VisualQuestionAnsweringPipeline"]
+# By the names of the tasks, which transformers 5 no longer has.
+DROPPED_TASKS = {"image-to-text": ImageToTextPipeline, "visual-question-answering": VisualQuestionAnsweringPipeline}
+
+__all__ = [
+    "DROPPED_TASKS",
+    "ImageToTextPipeline",
+    "SigmoidZeroShotImageClassificationPipeline",
+    "VisualQuestionAnsweringPipeline",
+]

@@ -1,44 +1,38 @@
 """What happens to images and token ids before a layer sees them: checks, padding, positions, prompts, labels."""
 
 import torch
+from transformers.cache_utils import Cache
 
 
-def check_pixel_values(
-    pixel_values: torch.Tensor,
-    num_channels: int,
-    image_size: int,
-    patch_size: int,
-    any_size: bool = False,
-    name: str = "pixel_values",
-) -> None:
+def check_pixel_values(pixel_values: torch.Tensor, config, any_size: bool = False, name: str = "pixel_values") -> None:
     """Refuse images that the patch embedding cannot read.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(..., num_channels, height, width)`): Images.
-        num_channels, image_size, patch_size (`int`): What the model was built for, in channels and pixels.
+        config (`VisionTowerConfig`): What the tower was built for, in channels and pixels.
         any_size (`bool`): Accept every multiple of the patch size instead of `image_size` alone.
         name (`str`): Of the argument, for the message.
 
     Raises:
         ValueError: If number of images, channels or size do not fit.
     """
-    shape = tuple(pixel_values.shape)
+    shape, size, patch = tuple(pixel_values.shape), config.image_size, config.patch_size
     leading = {"pixel_values": "batch_size", "pixel_values_videos": "batch_size, num_frames"}[name]
-    if pixel_values.ndim != leading.count(",") + 4 or 0 in shape[:-2] or shape[-3] != num_channels:
+    if pixel_values.ndim != leading.count(",") + 4 or 0 in shape[:-2] or shape[-3] != config.num_channels:
         what = "frame" if "num_frames" in leading else "image"
         raise ValueError(
-            f"`{name}` must have shape ({leading}, {num_channels}, height, width) with at least one {what}, got {shape}."
+            f"`{name}` must have shape ({leading}, {config.num_channels}, height, width) with at least one {what}, got "
+            f"{shape}."
         )
     height, width = shape[-2:]
     if any_size:
-        if min(height, width) < patch_size or height % patch_size or width % patch_size:
+        if min(height, width) < patch or height % patch or width % patch:
             raise ValueError(
-                f"`{name}` must have a height and width that are multiples of the patch size {patch_size}, "
-                f"got {height} x {width}."
+                f"`{name}` must have a height and width that are multiples of the patch size {patch}, got {height} x {width}."
             )
-    elif (height, width) != (image_size, image_size):
+    elif (height, width) != (size, size):
         raise ValueError(
-            f"`{name}` must be {image_size} x {image_size} pixels, got {height} x {width}. "
+            f"`{name}` must be {size} x {size} pixels, got {height} x {width}. "
             "Resize the images or pass `interpolate_pos_encoding=True`."
         )
 
@@ -121,16 +115,22 @@ def padding_mask(input_ids: torch.LongTensor, pad_token_id: int | None) -> torch
 
 
 def default_position_ids(
-    attention_mask: torch.Tensor | None, past_length: int | torch.Tensor, query_length: int, device: torch.device
+    inputs: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None = None, layer_idx: int = 0
 ) -> torch.Tensor:
     """Positions that count real tokens only, so that padding on either side changes nothing.
+
+    Args:
+        inputs (`torch.Tensor` of shape `(batch_size, query_length)` or with a width): Ids or states of the tokens.
+        attention_mask (`torch.Tensor` of shape `(batch_size, past_length + query_length)`, *optional*): 0 for padding.
+        cache (`Cache`, *optional*), layer_idx (`int`): What holds earlier tokens; a layer of it that has not seen these yet.
 
     Returns:
         `torch.LongTensor` of shape `(batch_size or 1, query_length)`.
     """
     if attention_mask is None:
-        return (torch.arange(query_length, device=device) + past_length)[None]
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -query_length:]
+        past_length = 0 if cache is None else cache.get_seq_length(layer_idx)
+        return (torch.arange(inputs.shape[1], device=inputs.device) + past_length)[None]
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
 
 
 def fill_context(

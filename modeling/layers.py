@@ -55,6 +55,30 @@ def build_feed_forward(config) -> nn.Module:
     return GatedFeedForward(config) if config.mlp_type == "geglu" else PlainFeedForward(config)
 
 
+class PatchEmbeddings(nn.Module):
+    """Patches of images, and the class token that a tower may have; where they stand is said by the tower."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.grid_size = config.image_size // config.patch_size
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+            bias=config.patch_bias,
+        )
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.use_cls_token else None
+
+    def embed_patches(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        """Patches `(images, rows * columns, hidden_size)` of `(images, channels, height, width)`, and their rows and columns."""
+        dtype = self.patch_embedding.weight.dtype
+        patches = self.patch_embedding(pixel_values.to(dtype))  # (images, hidden, rows, columns)
+        # Under autocast the convolution answers in half precision; the residual stream stays in the weights' precision.
+        return patches.flatten(2).transpose(1, 2).to(dtype), *patches.shape[-2:]
+
+
 def resize_position_table(table: torch.Tensor, grid_size: int, height: int, width: int) -> torch.Tensor:
     """A learned table of patch positions, resized (bicubic, antialiased, in fp32) to another grid.
 
@@ -212,10 +236,7 @@ class Attention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, length, head_dim)
 
     def _self_attention_states(
-        self,
-        hidden_states: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        layer_past: Cache | None,
+        self, hidden_states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None, layer_past: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rotated_states = hidden_states
         if rotary is not None and self.config.rope_placement == "pre_proj":
@@ -350,6 +371,7 @@ __all__ = [
     "Attention",
     "CrossAttentionBlock",
     "GatedFeedForward",
+    "PatchEmbeddings",
     "PlainFeedForward",
     "SelfAttentionBlock",
     "apply_rotary",

@@ -130,13 +130,10 @@ def focal_contrastive_loss(
     With a `group`, every process scores its own images against the texts of all its processes, as in [`contrastive_loss`].
 
     Args:
-        image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): L2-normalised image embeddings.
-        text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Their texts' embeddings, normalised.
-        logit_scale (`torch.Tensor` of shape `(1,)`): Inverse temperature (the exponential of the learned parameter).
+        image_embeds, text_embeds, logit_scale, group: As in [`contrastive_loss`].
         logit_bias (`torch.Tensor` of shape `(1,)`, *optional*): Added to every logit (SigLIP, arXiv 2303.15343); the paper
             has none.
         gamma (`float`): Focusing exponent. Not printed in the paper; 1.0 in the authors' RO-ViT code.
-        group (`ProcessGroup`, *optional*): Take negatives from its processes, with gradient. All must hold equally many pairs.
 
     Returns:
         `torch.Tensor` of shape `()`.

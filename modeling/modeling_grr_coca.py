@@ -25,6 +25,7 @@ from .inputs import check_pixel_values, check_texts, default_position_ids, fill_
 from .layers import (
     Attention,
     CrossAttentionBlock,
+    PatchEmbeddings,
     SelfAttentionBlock,
     build_norm,
     resize_position_table,
@@ -35,34 +36,18 @@ from .towers import TowerMixin
 from .transformers_versions import takes_cache
 
 
-class GrrCocaVisionEmbeddings(nn.Module):
+class GrrCocaVisionEmbeddings(PatchEmbeddings):
     """Patches, the optional class token in front, and (original ViT only) the absolute position table."""
 
     def __init__(self, config: GrrCocaVisionConfig):
-        super().__init__()
-        self.config = config
-        self.grid_size = config.image_size // config.patch_size
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels,
-            config.hidden_size,
-            kernel_size=config.patch_size,
-            stride=config.patch_size,
-            bias=config.patch_bias,
-        )
-        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.use_cls_token else None
+        super().__init__(config)
         self.position_embedding = None
         if config.position_embedding_type == "learned":
             self.position_embedding = nn.Embedding(self.grid_size**2 + config.use_cls_token, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        config = self.config
-        check_pixel_values(
-            pixel_values, config.num_channels, config.image_size, config.patch_size, any_size=interpolate_pos_encoding
-        )
-        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-        height, width = patches.shape[-2:]
-        # Under autocast the convolution answers in half precision; the residual stream stays in the weights' precision.
-        embeddings = patches.flatten(2).transpose(1, 2).to(self.patch_embedding.weight.dtype)  # row by row
+        check_pixel_values(pixel_values, self.config, any_size=interpolate_pos_encoding)
+        embeddings, height, width = self.embed_patches(pixel_values)
         if self.class_embedding is not None:
             class_embeddings = self.class_embedding.expand(len(embeddings), 1, -1)
             embeddings = torch.cat([class_embeddings, embeddings], dim=1)
@@ -144,16 +129,11 @@ class GrrCocaPreTrainedModel(ContrastiveCaptionerPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # Only modules that own a tensor are visited for code outside transformers.
-        if isinstance(module, GrrCocaVisionEmbeddings) and module.class_embedding is not None:
-            init.normal_(module.class_embedding, std=module.config.initializer_range)
-        elif isinstance(module, GrrCocaPooler):
+        if isinstance(module, GrrCocaPooler):
             # Unit scale: queries that start alike would all pool the same average of the patches.
             init.normal_(module.query, std=1.0)
         elif isinstance(module, GrrCocaTextModel):
             init.normal_(module.cls_token, std=module.config.initializer_range)
-        elif isinstance(module, GrrCocaModel):
-            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
 
 
 class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
@@ -164,10 +144,6 @@ class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
     input_modalities = ("image",)
     _input_embed_layer = "patch_embedding"
     _prefix_in_whole_model = "vision_model"
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SelfAttentionBlock,
-        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
-    }
 
     def __init__(self, config: GrrCocaVisionConfig):
         super().__init__(config)
@@ -225,13 +201,8 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
 
     config: GrrCocaTextConfig
     input_modalities = ("text",)
-    _input_embed_layer = "embed_tokens"
     _prefix_in_whole_model = "text_model"
     _tp_plan = {"embed_tokens": "embedding_rowwise"}  # noqa: RUF012
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SelfAttentionBlock,
-        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
-    }
 
     def __init__(self, config: GrrCocaTextConfig):
         super().__init__(config)
@@ -242,10 +213,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
             # The last row belongs to the CLS token.
             self.position_embedding = nn.Embedding(config.max_position_embeddings + 1, config.hidden_size)
         self.layers = nn.ModuleList(
-            [
-                SelfAttentionBlock(config, is_causal=True, layer_idx=index)
-                for index in range(config.num_unimodal_layers)
-            ]
+            SelfAttentionBlock(config, is_causal=True, layer_idx=index) for index in range(config.num_unimodal_layers)
         )
         self.final_layer_norm = build_norm(config)
         self.gradient_checkpointing = False
@@ -285,10 +253,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
                 1 for tokens, 0 for padding on either side. Default: every token is real; for a pooled text (`append_cls`)
                 `pad_token_id` at its ends is padding.
-            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            cache (`EncoderDecoderCache`, *optional*): Cache to read and extend; `past_key_values` before transformers 5.24.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                Instead of `input_ids`.
+            position_ids, cache, inputs_embeds: As in [`ContrastiveCaptioner.forward`].
             append_cls (`bool`): Append the CLS token and return its normalised state; off while generating.
 
         Returns:
@@ -306,7 +271,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
         places = cls_sees = None
         if append_cls and config.cls_mask_mode == "legacy":
             self._refuse_what_the_legacy_mask_cannot(input_ids, position_ids)
-            places = default_position_ids(attention_mask, 0, num_tokens, input_ids.device)
+            places = default_position_ids(input_ids, attention_mask)
             num_real = attention_mask.sum(dim=1, keepdim=True)
             input_ids, attention_mask = fill_context(input_ids, attention_mask, longest, config.pad_token_id)
             # Shifted by one: whether a token is padding decides if the CLS row sees the key behind it.
@@ -317,10 +282,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
         if append_cls and attention_mask is None:
             attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
         if position_ids is None:
-            past_length = 0 if cache is None else cache.get_seq_length()
-            position_ids = default_position_ids(
-                attention_mask, past_length, hidden_states.shape[1], hidden_states.device
-            )
+            position_ids = default_position_ids(hidden_states, attention_mask, cache)
         if append_cls:
             if cls_sees is None:
                 num_real = attention_mask.sum(dim=1, keepdim=True)  # (batch, 1)
@@ -405,13 +367,11 @@ class GrrCocaMultimodalDecoder(GrrCocaPreTrainedModel):
             [`BaseModelOutputWithPast`]: normalised states of shape `(batch_size, sequence_length, hidden_size)`.
         """
         hidden_states = inputs_embeds
-        num_tokens = hidden_states.shape[1]
         # The unimodal half has already extended its layers of the cache by this step's tokens; past lengths must be read
         # from a layer that has not seen them yet.
         own_layer_idx = self.config.num_unimodal_layers
         if position_ids is None:
-            past_length = 0 if cache is None else cache.get_seq_length(own_layer_idx)
-            position_ids = default_position_ids(attention_mask, past_length, num_tokens, hidden_states.device)
+            position_ids = default_position_ids(hidden_states, attention_mask, cache, own_layer_idx)
         rotary = None
         if self.config.position_embedding_type == "rope_1d":
             head_dim = self.config.hidden_size // self.config.num_attention_heads
@@ -455,8 +415,7 @@ class GrrCocaModel(DualEncoder, GrrCocaPreTrainedModel):
         """Encode images for retrieval (`pooler_output`) and for captioning (`image_tokens`) in one pass.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`): Normalised images.
-            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+            pixel_values, interpolate_pos_encoding: As in [`GrrCocaVisionModel.forward`].
 
         Returns:
             [`VisionTowerOutput`] whose `pooler_output` of shape `(num_images, projection_dim)` is projected but not
@@ -468,29 +427,8 @@ class GrrCocaModel(DualEncoder, GrrCocaPreTrainedModel):
         outputs.pooler_output = self.visual_projection(outputs.pooler_output)
         return outputs
 
-    @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPooling:
-        """Encode texts for retrieval.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`): Token ids.
-            attention_mask (`torch.Tensor` of shape `(num_texts, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding. Default: `pad_token_id` at either end is padding.
-            position_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`, *optional*): Token positions.
-
-        Returns:
-            [`BaseModelOutputWithPooling`] whose `pooler_output` of shape `(num_texts, projection_dim)` is projected but
-            not normalised.
-        """
-        outputs = self.text_model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
-        )
+    def _encode_texts(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        outputs = self.text_model(*args, **kwargs)
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
 

@@ -4,6 +4,8 @@ Read from top to bottom: vision tower (images and videos), text decoder, dual en
 with others, are in `contrastive_captioner.py`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -26,31 +28,28 @@ from .contrastive_captioner import (
 )
 from .cropped_positions import random_position_crops
 from .inputs import check_pixel_values, check_texts, default_position_ids, fill_context, padding_mask
-from .layers import Attention, CrossAttentionBlock, SelfAttentionBlock, build_norm, resize_position_table
+from .layers import (
+    Attention,
+    CrossAttentionBlock,
+    PatchEmbeddings,
+    SelfAttentionBlock,
+    build_norm,
+    resize_position_table,
+)
 from .losses import contrastive_loss, focal_contrastive_loss
 from .towers import TowerMixin
 from .transformers_versions import takes_cache
 from .video_tubes import TubeEmbedding, fixed_positions, tube_centers
 
 
-class MammutVisionEmbeddings(nn.Module):
+class MammutVisionEmbeddings(PatchEmbeddings):
     """Tokens of images and clips: class token, patches of every so-many-th frame, tubes; with their positions.
 
     An image is a clip of one frame whose tubes are off.
     """
 
     def __init__(self, config: MammutVisionConfig):
-        super().__init__()
-        self.config = config
-        self.grid_size = config.image_size // config.patch_size
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels,
-            config.hidden_size,
-            kernel_size=config.patch_size,
-            stride=config.patch_size,
-            bias=config.patch_bias,
-        )
-        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.use_cls_token else None
+        super().__init__(config)
         self.position_embedding = nn.Embedding(self.grid_size**2 + config.use_cls_token, config.hidden_size)
         self.tube_embedding = None
         if config.use_tubes:
@@ -83,13 +82,10 @@ class MammutVisionEmbeddings(nn.Module):
     def _patch_tokens(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Patches of `(batch, kept frames, channels, height, width)` with positions, and positions of the class token."""
         batch_size, num_frames = frames.shape[:2]
-        dtype = self.patch_embedding.weight.dtype
-        patches = self.patch_embedding(frames.flatten(0, 1).to(dtype))  # (batch * frames, hidden, rows, columns)
-        height, width = patches.shape[-2:]
-        # Under autocast the convolution answers in half precision; the residual stream stays in the weights' precision.
-        tokens = patches.flatten(2).transpose(1, 2).to(dtype).unflatten(0, (batch_size, num_frames))
+        tokens, height, width = self.embed_patches(frames.flatten(0, 1))
         class_position, positions = self._learned_positions(batch_size, height, width)
-        tokens = (tokens + positions[:, None]).flatten(1, 2)  # the same positions in every frame
+        tokens = tokens.unflatten(0, (batch_size, num_frames)) + positions[:, None]  # the same in every frame
+        tokens = tokens.flatten(1, 2)
         if self.config.use_fixed_positions:
             patch = self.config.patch_size
             kernel, stride = [1, patch, patch], [self.config.frame_stride, patch, patch]
@@ -106,13 +102,12 @@ class MammutVisionEmbeddings(nn.Module):
         config = self.config
         if (pixel_values is None) == (pixel_values_videos is None):
             raise ValueError("Pass exactly one of `pixel_values` and `pixel_values_videos`.")
-        name, pixels = ("pixel_values", pixel_values)
         if pixel_values is None:
-            name, pixels = ("pixel_values_videos", pixel_values_videos)
-        check_pixel_values(
-            pixels, config.num_channels, config.image_size, config.patch_size, interpolate_pos_encoding, name
-        )
-        clip = pixels[:, None] if pixel_values_videos is None else pixels  # (batch, frames, channels, height, width)
+            check_pixel_values(pixel_values_videos, config, interpolate_pos_encoding, "pixel_values_videos")
+            clip = pixel_values_videos  # (batch, frames, channels, height, width)
+        else:
+            check_pixel_values(pixel_values, config, interpolate_pos_encoding)
+            clip = pixel_values[:, None]
         tokens, class_position = self._patch_tokens(clip[:, :: config.frame_stride])
         parts = [tokens]
         if self.class_embedding is not None:
@@ -133,18 +128,12 @@ class MammutPreTrainedModel(ContrastiveCaptionerPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # Only modules that own a tensor are visited for code outside transformers.
-        if isinstance(module, MammutVisionEmbeddings):
-            if module.class_embedding is not None:
-                init.normal_(module.class_embedding, std=module.config.initializer_range)
-            if module.position_gate is not None:
-                init.constant_(module.position_gate, module.config.position_gate_init_value)
+        if isinstance(module, MammutVisionEmbeddings) and module.position_gate is not None:
+            init.constant_(module.position_gate, module.config.position_gate_init_value)
         elif isinstance(module, TubeEmbedding):
             module.reset_parameters()
-        elif isinstance(module, MammutModel):
-            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
-            if module.logit_bias is not None:
-                init.constant_(module.logit_bias, module.config.logit_bias_init_value)
+        elif isinstance(module, MammutModel) and module.logit_bias is not None:
+            init.constant_(module.logit_bias, module.config.logit_bias_init_value)
 
 
 class MammutVisionModel(TowerMixin, MammutPreTrainedModel):
@@ -155,10 +144,6 @@ class MammutVisionModel(TowerMixin, MammutPreTrainedModel):
     input_modalities = ("image", "video")
     _input_embed_layer = "patch_embedding"
     _prefix_in_whole_model = "vision_model"
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SelfAttentionBlock,
-        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
-    }
 
     def __init__(self, config: MammutVisionConfig):
         super().__init__(config)
@@ -225,12 +210,10 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
 
     config: MammutTextConfig
     input_modalities = ("text",)
-    _input_embed_layer = "embed_tokens"
     _prefix_in_whole_model = "text_model"
     _tp_plan = {"embed_tokens": "embedding_rowwise"}  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SelfAttentionBlock,
-        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+        **TowerMixin._can_record_outputs,
         "cross_attentions": OutputRecorder(Attention, index=1, layer_name="cross_attn"),
     }
 
@@ -240,21 +223,14 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(
-            [
-                SelfAttentionBlock(
-                    config,
-                    is_causal=True,
-                    layer_idx=index,
-                    has_mlp=config.self_mlp_at_cross or index not in crossed,
-                )
-                for index in range(config.num_hidden_layers)
-            ]
+            SelfAttentionBlock(
+                config, is_causal=True, layer_idx=index, has_mlp=config.self_mlp_at_cross or index not in crossed
+            )
+            for index in range(config.num_hidden_layers)
         )
         self.cross_layers = nn.ModuleList(
-            [
-                CrossAttentionBlock(config, layer_idx=index, norm_memory=config.norm_memory)
-                for index in range(len(crossed))
-            ]
+            CrossAttentionBlock(config, layer_idx=index, norm_memory=config.norm_memory)
+            for index in range(len(crossed))
         )
         self.final_layer_norm = build_norm(config)
         self.gradient_checkpointing = False
@@ -273,12 +249,8 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         """Contrastive pass: bidirectional, without any cross-attention layer, pooled to one vector per text.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding on either side. Default: `pad_token_id` at either end is padding.
-            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                Instead of `input_ids`.
+            input_ids, attention_mask, position_ids: As in [`DualEncoder.get_text_features`].
+            inputs_embeds: As in [`ContrastiveCaptioner.forward`].
 
         Returns:
             [`BaseModelOutputWithPooling`]: `last_hidden_state` of shape `(batch_size, sequence_length, hidden_size)`,
@@ -305,7 +277,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
             attention_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
         seen = attention_mask if config.mask_padding else torch.ones_like(attention_mask)
         if position_ids is None:
-            position_ids = default_position_ids(seen, 0, hidden_states.shape[1], hidden_states.device)
+            position_ids = default_position_ids(hidden_states, seen)
         hidden_states = hidden_states + self.position_embedding(position_ids)
         mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=seen)
         for layer in self.layers:
@@ -316,31 +288,22 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def _causal_mask(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.LongTensor,
-        cache: EncoderDecoderCache | None,
-        prefix_mask: torch.Tensor | None,
-    ):
-        """Mask of the captioning pass; `prefix_mask` of shape `(batch, prefix length)` opens the prefix to itself."""
-        both_in_prefix = None
-        if prefix_mask is not None:
-            if is_flash_attention_requested(self.config):
-                raise ValueError(
-                    '`bidirectional_prefix` needs a mask, which flash attention cannot take: call `model.set_attn_implementation("sdpa")`.'
-                )
-            # Static caches are as long as the generation may become.
-            missing = self.config.max_position_embeddings - prefix_mask.shape[1]
-            in_prefix = nn.functional.pad(prefix_mask.bool(), (0, missing))
+    def _within_prefix(self, prefix_mask: torch.Tensor | None) -> Callable | None:
+        """What opens a prefix, given as `(batch, prefix length)`, to itself in the causal mask of the captioning pass."""
+        if prefix_mask is None:
+            return None
+        if is_flash_attention_requested(self.config):
+            raise ValueError(
+                '`bidirectional_prefix` needs a mask, which flash attention cannot take: call `model.set_attn_implementation("sdpa")`.'
+            )
+        # Static caches are as long as the generation may become.
+        missing = self.config.max_position_embeddings - prefix_mask.shape[1]
+        in_prefix = nn.functional.pad(prefix_mask.bool(), (0, missing))
 
-            def both_in_prefix(batch_idx, head_idx, query_idx, key_idx):
-                return in_prefix[batch_idx, query_idx] & in_prefix[batch_idx, key_idx]
+        def both_in_prefix(batch_idx, head_idx, query_idx, key_idx):
+            return in_prefix[batch_idx, query_idx] & in_prefix[batch_idx, key_idx]
 
-        return create_causal_mask(
-            self.config, hidden_states, attention_mask, cache, position_ids, or_mask_function=both_in_prefix
-        )
+        return both_in_prefix
 
     @takes_cache
     @merge_with_config_defaults
@@ -359,15 +322,9 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         """Captioning pass: causal, with a cross-attention layer behind every so-many-th layer.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids.
+            input_ids, attention_mask, position_ids, cache, inputs_embeds: As in [`ContrastiveCaptioner.forward`] without `labels`.
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, num_image_tokens, hidden_size)`, *optional*):
                 Image tokens; not needed once their keys and values are cached.
-            attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*):
-                1 for tokens, 0 for padding on either side. Default: every token is real.
-            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions.
-            cache (`EncoderDecoderCache`, *optional*): Cache to read and extend; `past_key_values` before transformers 5.24.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                Instead of `input_ids`.
             prefix_mask (`torch.Tensor` of shape `(batch_size, prefix_length)`, *optional*):
                 1 for tokens (from the left) that see one another both ways. Only without past.
 
@@ -383,12 +340,12 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
             raise ValueError("`encoder_hidden_states` is missing; for texts without an image call `encode`.")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            past_length = 0 if cache is None else cache.get_seq_length()
-            position_ids = default_position_ids(
-                attention_mask, past_length, hidden_states.shape[1], hidden_states.device
-            )
+            position_ids = default_position_ids(hidden_states, attention_mask, cache)
         hidden_states = hidden_states + self.position_embedding(position_ids)
-        mask = self._causal_mask(hidden_states, attention_mask, position_ids, cache, prefix_mask)
+        both = self._within_prefix(prefix_mask)
+        mask = create_causal_mask(
+            self.config, hidden_states, attention_mask, cache, position_ids, or_mask_function=both
+        )
         cross_layers = dict(zip(self.config.cross_attn_layers, self.cross_layers, strict=True))
         for index, layer in enumerate(self.layers):
             hidden_states = layer(hidden_states, attention_mask=mask, layer_past=cache, **kwargs)
@@ -430,10 +387,7 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         """Encode images or videos for retrieval (`pooler_output`) and for the decoder (`image_tokens`) in one pass.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`): Normalised images.
-            pixel_values_videos (`torch.Tensor` of shape `(num_videos, num_frames, num_channels, height, width)`):
-                Normalised clips, instead of images.
-            interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+            pixel_values, pixel_values_videos, interpolate_pos_encoding: As in [`MammutVisionModel.forward`].
 
         Returns:
             [`VisionTowerOutput`] whose `pooler_output` of shape `(num_images, text_hidden_size)` is projected but not
@@ -451,29 +405,8 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         """As `get_image_features`, for videos of shape `(num_videos, num_frames, num_channels, height, width)`."""
         return self.get_image_features(pixel_values_videos=pixel_values_videos, **kwargs)
 
-    @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPooling:
-        """Encode texts for retrieval: the contrastive pass of the decoder.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`): Token ids.
-            attention_mask (`torch.Tensor` of shape `(num_texts, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding. Default: `pad_token_id` at either end is padding.
-            position_ids (`torch.LongTensor` of shape `(num_texts, sequence_length)`, *optional*): Token positions.
-
-        Returns:
-            [`BaseModelOutputWithPooling`] whose `pooler_output` of shape `(num_texts, text_hidden_size)` is not
-            normalised; there is no projection on the text side.
-        """
-        return self.text_model.encode(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
-        )
+    def _encode_texts(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        return self.text_model.encode(*args, **kwargs)  # whose pooled states are in the joint space
 
     @can_return_tuple
     def forward(
@@ -491,17 +424,12 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         """Compare every image or video with every text, as [`DualEncoder.forward`].
 
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(num_videos, num_frames, num_channels, height, width)`, *optional*):
-                Normalised clips, instead of `pixel_values`.
+            pixel_values_videos (*optional*): As in [`MammutVisionModel.forward`].
         """
         images = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
         texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        return self._compare(
-            {**images, "interpolate_pos_encoding": interpolate_pos_encoding},
-            {**texts, "inputs_embeds": inputs_embeds},
-            return_loss,
-            **kwargs,
-        )
+        images["interpolate_pos_encoding"], texts["inputs_embeds"] = interpolate_pos_encoding, inputs_embeds
+        return self._compare(images, texts, return_loss, **kwargs)
 
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Focal or InfoNCE loss of this batch (section 3.2); while training, negatives come from all processes."""
@@ -561,25 +489,17 @@ class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel
         Without `labels` only the captioning pass is run; with them, the contrastive pass too unless its weight is 0.
 
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`,
-                *optional*): Normalised clips, instead of images.
+            pixel_values_videos (*optional*): As in [`MammutVisionModel.forward`].
             prefix_mask (`torch.Tensor` of shape `(batch_size, prefix_length)`, *optional*):
                 1 for tokens of a prompt that see one another both ways. Default: none; where the configuration's
                 `bidirectional_prefix` is true and `labels` are given, the tokens before the first supervised one.
         """
         images = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos}
         texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        images["interpolate_pos_encoding"] = interpolate_pos_encoding
+        texts |= {"inputs_embeds": inputs_embeds, "prefix_mask": prefix_mask}
         return self._score(
-            {**images, "interpolate_pos_encoding": interpolate_pos_encoding},
-            {**texts, "inputs_embeds": inputs_embeds, "prefix_mask": prefix_mask},
-            cache,
-            image_tokens,
-            image_index,
-            labels,
-            use_cache,
-            logits_to_keep,
-            skip_logits,
-            **kwargs,
+            images, texts, cache, image_tokens, image_index, labels, use_cache, logits_to_keep, skip_logits, **kwargs
         )
 
     def _read_texts(
@@ -611,23 +531,13 @@ class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel
     def _prompt_inputs(self, attention_mask: torch.LongTensor) -> dict[str, torch.Tensor]:
         return {"prefix_mask": attention_mask} if self.config.text_config.bidirectional_prefix else {}
 
-    def prepare_inputs_for_generation(
-        self, input_ids, is_first_iteration: bool = False, use_cache: bool = True, attention_mask=None, **kwargs
-    ) -> dict:
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            is_first_iteration=is_first_iteration,
-            use_cache=use_cache,
-            attention_mask=attention_mask,
-            **kwargs,
-        )
+    def prepare_inputs_for_generation(self, input_ids, **kwargs) -> dict:
+        model_inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if model_inputs.get("prefix_mask") is not None:
-            if use_cache and not is_first_iteration:
+            if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
                 del model_inputs["prefix_mask"]  # its keys and values are cached
-            else:
-                model_inputs["attention_mask"] = (
-                    attention_mask  # not a finished mask without the prefix (static caches)
-                )
+            else:  # not a finished mask without the prefix (static caches)
+                model_inputs["attention_mask"] = kwargs.get("attention_mask")
         return model_inputs
 
     @torch.no_grad()
@@ -643,8 +553,7 @@ class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel
         """Caption images or videos, or answer questions about them; see [`CaptionGenerationMixin.generate`].
 
         Args:
-            pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`,
-                *optional*): Normalised clips, instead of `pixel_values`. Encoded once, as images are.
+            pixel_values_videos (*optional*): As in [`MammutVisionModel.forward`]. Encoded once, as images are.
             inputs, pixel_values, image_tokens, interpolate_pos_encoding, kwargs: As there. Where the configuration's
                 `bidirectional_prefix` is true, the tokens of a prompt see one another both ways.
         """

@@ -159,12 +159,6 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         self.image_text_tower.load_state_dict(self.model.vision_model.state_dict())
         self.image_text_tower.requires_grad_(False)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
     def _check_size(self, height: int, width: int) -> None:
         window = self.config.detection_config.window_size
         unit = self.config.vision_config.patch_size * (window or 1)
@@ -204,14 +198,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
 
     def _encode(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The last map of the ViT, before its final norm, and the pyramid."""
-        vision = self.config.vision_config
-        check_pixel_values(
-            pixel_values,
-            vision.num_channels,
-            self.config.detection_config.image_size,
-            vision.patch_size,
-            any_size=True,
-        )
+        check_pixel_values(pixel_values, self.config.vision_config, any_size=True)
         self._check_size(*pixel_values.shape[-2:])
         feature_map = self._feature_map(self.model.vision_model, pixel_values, **kwargs)
         normed = self.model.vision_model.post_layernorm(feature_map.movedim(1, -1)).movedim(-1, 1)
@@ -250,13 +237,12 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         proposals, objectness = self.proposals.select(logits, boxes, image_size, nms_threshold=1.0)
         embeds, codes = self.box_head(maps, proposals)
         refined = self.box_head.decode(codes, torch.cat(proposals), image_size).unflatten(0, (len(proposals), -1))
+        image_text_embeds = self._image_text_embeds(tower, feature_map, list(refined))
         return MammutRegions(
             boxes=refined,
             objectness=torch.stack(objectness),
             embeds=embeds.unflatten(0, (len(proposals), -1)),
-            image_text_embeds=self._image_text_embeds(tower, feature_map, list(refined)).unflatten(
-                0, (len(proposals), -1)
-            ),
+            image_text_embeds=image_text_embeds.unflatten(0, (len(proposals), -1)),
             feature_maps=maps if self.mask_head is not None else None,
             image_size=image_size,
         )
@@ -283,10 +269,8 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         if 0 in input_ids.shape:
             raise ValueError(f"`input_ids` must hold at least one class, got shape {tuple(input_ids.shape)}.")
         num_classes, num_templates = input_ids.shape[:2]
-        texts = input_ids.flatten(0, 1)
-        masks = [None] if attention_mask is None else attention_mask.flatten(0, 1).split(chunk_size)
-        chunks = texts.split(chunk_size)
-        masks = masks * len(chunks) if attention_mask is None else masks
+        chunks = input_ids.flatten(0, 1).split(chunk_size)
+        masks = [None] * len(chunks) if attention_mask is None else attention_mask.flatten(0, 1).split(chunk_size)
         found = [
             self.model.get_text_features(ids, mask, return_dict=True).pooler_output.float()
             for ids, mask in zip(chunks, masks, strict=True)
@@ -440,9 +424,8 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         self, maps: list[torch.Tensor], class_embeds: torch.Tensor, targets: list[Targets], image_size: tuple[int, int]
     ) -> dict[str, torch.Tensor]:
         anchors, logits, boxes = self.proposals(maps)
-        losses = dict(
-            zip(("rpn_centerness", "rpn_box"), self.proposals.losses(anchors, logits, boxes, targets), strict=True)
-        )
+        centerness, box = self.proposals.losses(anchors, logits, boxes, targets)
+        losses = {"rpn_centerness": centerness, "rpn_box": box}
         threshold = self.config.detection_config.rpn_nms_threshold
         proposals, _ = self.proposals.select(logits.detach(), boxes.detach(), image_size, threshold)
         sampled, objects = self.box_head.sample(proposals, targets)
@@ -485,10 +468,8 @@ class MammutForObjectDetection(MammutPreTrainedModel):
                 second, ..., equally many for every image. Equal texts are encoded once.
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): Normalised, padded images.
             attention_mask (`torch.Tensor` of the shape of `input_ids`, *optional*): 1 for tokens, 0 for padding.
-            class_embeds (`torch.Tensor` of shape `(num_classes, text_hidden_size)` or with a leading `batch_size`, *optional*):
-                Instead of `input_ids`: of `get_class_embeds`, for all images or for each.
-            is_base (`torch.BoolTensor` of shape `(num_classes,)` or `(batch_size, num_classes)`, *optional*): As in `classify`.
-            class_mask (`torch.BoolTensor` of shape `(batch_size, num_classes)`, *optional*): As in `classify`.
+            class_embeds (*optional*): Instead of `input_ids`, for all images or for each; as in `classify`.
+            is_base, class_mask (*optional*): As in `classify`.
             regions (`MammutRegions`, *optional*): Instead of `pixel_values`: the field of that name of an earlier output.
             labels (`list[dict]`, *optional*): One per image: `class_labels` `(objects,)`, indices of classes; `boxes`
                 `(objects, 4)`, center x, center y, width and height as shares of the input's side; `masks`

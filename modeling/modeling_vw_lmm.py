@@ -14,12 +14,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin, LogitsProcessorList
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-)
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
@@ -27,7 +22,7 @@ from .configuration_vw_lmm import VwLmmConfig
 from .inputs import check_training_has_labels, supervised_labels
 from .layers import slice_logits_to_keep
 from .losses import captioning_loss, visual_modeling_loss
-from .self_contained import SelfContainedMixin
+from .self_contained import SelfContainedModel
 from .transformers_versions import CACHE_NAME, named_cache, takes_cache
 from .vision_towers import build_tower, load_tower, module_with_tower
 
@@ -107,16 +102,9 @@ class VwLmmProjector(nn.Module):
         return features if self.linear_2 is None else self.linear_2(self.act(features))
 
 
-class VwLmmPreTrainedModel(SelfContainedMixin, PreTrainedModel):
+class VwLmmPreTrainedModel(SelfContainedModel):
     config: VwLmmConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     @property
     def _code_module(self) -> str:
@@ -140,12 +128,6 @@ class VwLmmModel(VwLmmPreTrainedModel):
         self.multi_modal_projector = VwLmmProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
@@ -297,8 +279,6 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
     The latter's softmax is the patch's *visual word*.
     """
 
-    # The visual loss is a mean over patches, which no token count can normalise.
-    accepts_loss_kwargs = False
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output", "vm_head": "colwise_gather_output"}  # noqa: RUF012
 
@@ -378,15 +358,6 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         model.generation_config = language_model.generation_config
         return model.eval()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         return self.model.get_image_features(pixel_values, **kwargs)
 
@@ -404,9 +375,8 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         """
         if not 1 <= top_k <= self.vm_head.out_features:
             raise ValueError(f"`top_k` must lie between 1 and {self.vm_head.out_features}, got {top_k}.")
-        top = []
-        for features in self.get_image_features(pixel_values, return_dict=True).pooler_output:
-            top.append(self.vm_head(features).float().softmax(-1).topk(top_k))
+        adapted = self.get_image_features(pixel_values, return_dict=True).pooler_output
+        top = [self.vm_head(features).float().softmax(-1).topk(top_k) for features in adapted]
         return VisualWords(torch.stack([row.indices for row in top]), torch.stack([row.values for row in top]))
 
     def get_pseudo_image_features(self, image_features: torch.Tensor) -> torch.Tensor:

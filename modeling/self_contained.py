@@ -13,6 +13,7 @@ from pathlib import Path
 import transformers
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 
@@ -39,26 +40,15 @@ def _travelling_files(model) -> list[Path]:
 def _custom_pipelines(model) -> dict[str, dict]:
     """Pipelines of a checkpoint that transformers does not have, or not in the right form."""
     # Not at the top: importing transformers' pipelines takes as long as importing torch.
-    from .image_pipelines import (
-        ImageToTextPipeline,
-        SigmoidZeroShotImageClassificationPipeline,
-        VisualQuestionAnsweringPipeline,
-    )
+    from .image_pipelines import DROPPED_TASKS, SigmoidZeroShotImageClassificationPipeline
 
-    pipelines = {}
+    found: dict[str, tuple[type, str]] = {}
     if model.can_generate():
-        for task, cls in (
-            ("image-to-text", ImageToTextPipeline),
-            ("visual-question-answering", VisualQuestionAnsweringPipeline),
-        ):
-            pipelines[task] = {"impl": _reference(cls), "pt": ["AutoModelForImageTextToText"], "type": "multimodal"}
+        found = {task: (cls, "AutoModelForImageTextToText") for task, cls in DROPPED_TASKS.items()}
     if getattr(model.config, "contrastive_loss_type", None) == "focal":
-        pipelines["zero-shot-image-classification"] = {
-            "impl": _reference(SigmoidZeroShotImageClassificationPipeline),
-            "pt": ["AutoModelForZeroShotImageClassification"],
-            "type": "multimodal",
-        }
-    return pipelines
+        sigmoid = (SigmoidZeroShotImageClassificationPipeline, "AutoModelForZeroShotImageClassification")
+        found["zero-shot-image-classification"] = sigmoid
+    return {task: {"impl": _reference(cls), "pt": [auto], "type": "multimodal"} for task, (cls, auto) in found.items()}
 
 
 def _auto_map(model) -> dict[str, str] | None:
@@ -113,8 +103,18 @@ def _set_or_delete(config: PreTrainedConfig, name: str, value) -> None:
         vars(config).pop(name, None)
 
 
-class SelfContainedMixin:
-    """For models whose every checkpoint carries its code."""
+class SelfContainedModel(PreTrainedModel):
+    """A model whose every checkpoint carries its code, and which may use any attention of transformers."""
+
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # Contrastive losses of a batch and means over patches cannot be divided by a token count of several batches.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     @property
     def _code_module(self) -> str:
@@ -132,4 +132,4 @@ class SelfContainedMixin:
             return super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
 
-__all__ = ["SelfContainedMixin", "auto_classes_of"]
+__all__ = ["SelfContainedModel", "auto_classes_of"]

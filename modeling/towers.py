@@ -1,5 +1,9 @@
 """Towers: parts of a model that also load alone."""
 
+from transformers.utils.output_capturing import OutputRecorder
+
+from .layers import Attention, SelfAttentionBlock
+
 
 class TowerMixin:
     """For a `PreTrainedModel` that is part of a whole one: it also loads from a checkpoint of the whole model.
@@ -8,6 +12,10 @@ class TowerMixin:
     """
 
     _prefix_in_whole_model: str
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": SelfAttentionBlock,
+        "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+    }
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)

@@ -107,12 +107,17 @@ def test_nothing_travels_that_another_file_leaves_behind():
 
 def test_every_field_of_a_configuration_is_read():
     """A field that nothing reads is accepted and ignored."""
-    from triptych.modeling import configuration_grr_coca, configuration_mammut, configuration_vw_lmm
+    from triptych.modeling import (
+        configuration_base,
+        configuration_grr_coca,
+        configuration_mammut,
+        configuration_vw_lmm,
+    )
 
     files = [*TRAVELLING, *(ROOT / "triptych" / "convert").glob("*.py")]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    for module in (configuration_grr_coca, configuration_mammut, configuration_vw_lmm):
+    for module in (configuration_base, configuration_grr_coca, configuration_mammut, configuration_vw_lmm):
         for kind in vars(module).values():
             if isinstance(kind, type) and kind.__module__ == module.__name__ and kind.__name__.endswith("Config"):
                 own = {name for name in vars(kind).get("__annotations__", {}) if not name.startswith("_")}

@@ -111,9 +111,8 @@ def portable(content: Any) -> Any:
 
     def last_part(path: str) -> str:
         parts = path.replace("\\", "/").rstrip("/").split("/")
-        is_here = path[0] != "/" or (
-            len(parts) > 2 and Path("/", parts[1]).exists()
-        )  # "and/or" and addresses are no paths
+        # "and/or" and addresses are no paths
+        is_here = path[0] != "/" or (len(parts) > 2 and Path("/", parts[1]).exists())
         return parts[-1] if is_here else path
 
     if os.path.isabs(content) and "\n" not in content:
@@ -357,44 +356,28 @@ def publish(
             asked of a repository that is public already.
         RuntimeError: If the Hub refuses, or the transfer breaks; the message says what to do.
     """
-    options: dict[str, Any] = {
-        "private": private,
-        "revision": revision,
-        "create_pr": create_pr,
-        "commit_message": commit_message or f"Upload {repo_id.rpartition('/')[2]} with triptych",
-        "token": token,
-        "dry_run": dry_run,
-    }
     if repo_id.count("/") != 1:
         raise ValueError(f"`repo_id` must be 'owner/name', got {repo_id!r}.")
     if hasattr(folder_or_model, "peft_config"):
         raise ValueError("`folder_or_model` is a PeftModel: write it with `save_adapter`, and publish that folder.")
-    if not isinstance(folder_or_model, PreTrainedModel):
-        return _publish_folder(Path(folder_or_model), repo_id, **options)
-    if processor is None or card is None:
-        raise ValueError("A model needs its `processor` and the fields of its `card` to be published.")
-    with tempfile.TemporaryDirectory() as folder:
-        save_repository(folder, folder_or_model, processor, card)
-        return _publish_folder(Path(folder), repo_id, **options)
+    with tempfile.TemporaryDirectory() as temporary:
+        if isinstance(folder_or_model, PreTrainedModel):
+            if processor is None or card is None:
+                raise ValueError("A model needs its `processor` and the fields of its `card` to be published.")
+            folder_or_model = save_repository(temporary, folder_or_model, processor, card)
+        files = files_to_publish(folder_or_model)
+        if dry_run:
+            return None
+        message = commit_message or f"Upload {repo_id.rpartition('/')[2]} with triptych"
+        return _upload(HfApi(token=token), files, repo_id, private, revision, create_pr, message)
 
 
-def _publish_folder(
-    folder: Path,
-    repo_id: str,
-    private: bool,
-    revision: str,
-    create_pr: bool,
-    commit_message: str,
-    token: str | None,
-    dry_run: bool,
-) -> CommitInfo | None:
-    files = files_to_publish(folder)
-    if dry_run:
-        return None
-    names = {path.name for path in files}
-    card = (folder / "README.md").read_text(encoding="utf-8")
+def _upload(
+    api: HfApi, files: list[Path], repo_id: str, private: bool, revision: str, create_pr: bool, message: str
+) -> CommitInfo:
+    by_name = {path.name: path for path in files}
+    card = by_name.pop("README.md").read_text(encoding="utf-8")
     card = re.sub(r'^repo = ".*?"', f'repo = "{repo_id}"', card, flags=re.MULTILINE)
-    api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the account's settings say
         if revision != "main":
@@ -405,13 +388,13 @@ def _publish_folder(
                 f"`private` was asked, but {repo_id} exists and is public. Change that in its settings first."
             )
         there = {sibling.rfilename for sibling in before.siblings or ()}
-        stale = sorted(name for name in there - names if _WEIGHTS.fullmatch(name)) if "config.json" in names else []
+        stale = sorted(filter(_WEIGHTS.fullmatch, there - by_name.keys())) if "config.json" in by_name else []
         return api.create_commit(
             repo_id,
             [CommitOperationAdd("README.md", card.encode())]
-            + [CommitOperationAdd(path.name, str(path)) for path in files if path.name != "README.md"]
+            + [CommitOperationAdd(name, str(path)) for name, path in by_name.items()]
             + [CommitOperationDelete(name) for name in stale],
-            commit_message=commit_message,
+            commit_message=message,
             revision=revision,
             create_pr=create_pr,
             parent_commit=before.sha,

@@ -22,21 +22,13 @@ def pipeline(task: str, model: str | os.PathLike | PreTrainedModel, **kwargs: An
     # Not at the top: `import triptych` should not wait for every pipeline of transformers.
     import transformers
 
-    from triptych.modeling.image_pipelines import (
-        ImageToTextPipeline,
-        SigmoidZeroShotImageClassificationPipeline,
-        VisualQuestionAnsweringPipeline,
-    )
+    from triptych.modeling.image_pipelines import DROPPED_TASKS, SigmoidZeroShotImageClassificationPipeline
 
     model = str(model) if isinstance(model, os.PathLike) else model
-    dropped = {
-        "image-to-text": ImageToTextPipeline,
-        "visual-question-answering": VisualQuestionAnsweringPipeline,
-        "vqa": VisualQuestionAnsweringPipeline,
-    }
-    if task in dropped:
+    task = "visual-question-answering" if task == "vqa" else task
+    if task in DROPPED_TASKS:
         # Under the name of a task that transformers knows, which brings the right Auto class.
-        return transformers.pipeline("image-text-to-text", model, pipeline_class=dropped[task], **kwargs)
+        return transformers.pipeline("image-text-to-text", model, pipeline_class=DROPPED_TASKS[task], **kwargs)
     if task == "zero-shot-image-classification" and "pipeline_class" not in kwargs:
         hub_options = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
         config = (

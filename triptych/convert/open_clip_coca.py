@@ -12,31 +12,20 @@ from triptych.modeling.configuration_grr_coca import GrrCocaConfig
 _POOLER = "model.vision_model.caption_pooler"
 COCA = OpenClipLayout(
     exact={
-        "model.logit_scale": "logit_scale",
-        "model.vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
-        "model.vision_model.embeddings.class_embedding": "visual.class_embedding",
-        "model.vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
         f"{_POOLER}.query": "visual.attn_pool.query",
         f"{_POOLER}.cross_attn.q_proj.weight": "visual.attn_pool.attn.q_proj_weight",
         f"{_POOLER}.cross_attn.k_proj.weight": "visual.attn_pool.attn.k_proj_weight",
         f"{_POOLER}.cross_attn.v_proj.weight": "visual.attn_pool.attn.v_proj_weight",
-        "model.visual_projection.weight": "visual.proj",
-        "model.text_model.embed_tokens.weight": "text.token_embedding.weight",
-        "model.text_model.position_embedding.weight": "text.positional_embedding",
         "model.text_model.cls_token": "text.cls_emb",
         "model.text_projection.weight": "text.text_projection",
         "lm_head.weight": "text_decoder.text_projection",
     },
     fused={f"{_POOLER}.cross_attn.{{qkv}}_proj.bias": "visual.attn_pool.attn.in_proj_bias"},
     prefixes={
-        "model.vision_model.pre_layernorm.": "visual.ln_pre.",
         f"{_POOLER}.layer_norm_q.": "visual.attn_pool.ln_q.",
         f"{_POOLER}.layer_norm_kv.": "visual.attn_pool.ln_k.",
         f"{_POOLER}.cross_attn.out_proj.": "visual.attn_pool.attn.out_proj.",
-        # With a pooler the only norm stands behind it; without, behind the blocks.
-        f"{_POOLER}.layer_norm_out.": "visual.ln_post.",
-        "model.vision_model.post_layernorm.": "visual.ln_post.",
-        "model.text_model.final_layer_norm.": "text.ln_final.",
+        f"{_POOLER}.layer_norm_out.": "visual.ln_post.",  # the only norm, which without a pooler is behind the blocks
         "model.multimodal_decoder.final_layer_norm.": "text_decoder.ln_final.",
     },
     blocks=[

@@ -22,6 +22,22 @@ _BLOCK = {
     "{attention}.out_proj": "attn.out_proj",
 }
 
+# Ours to theirs, of every model.
+_EXACT = {
+    "model.logit_scale": "logit_scale",
+    "model.vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "model.vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "model.vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "model.visual_projection.weight": "visual.proj",
+    "model.text_model.embed_tokens.weight": "text.token_embedding.weight",
+    "model.text_model.position_embedding.weight": "text.positional_embedding",
+}
+_PREFIXES = {
+    "model.vision_model.pre_layernorm.": "visual.ln_pre.",
+    "model.vision_model.post_layernorm.": "visual.ln_post.",
+    "model.text_model.final_layer_norm.": "text.ln_final.",
+}
+
 # Tables for `read_keys`. What they do not list is refused: towers of timm and transformers, other kinds of blocks.
 MODEL_KEYS: dict[str, list] = {
     "vision_cfg": [], "text_cfg": [], "embed_dim": [], "quick_gelu": [False], **fixed(custom_text=True, init_logit_bias=None),
@@ -82,18 +98,18 @@ class OpenClipLayout:
     """Where the parameters of one of our models stand in an open_clip model.
 
     Args:
-        exact (`dict`): Our name to theirs.
+        exact (`dict`): Our name to theirs, where they are not those of every model.
         fused (`dict`): Our name with `{qkv}` for q, k and v to theirs, one tensor that holds the three.
-        prefixes (`dict`): Beginnings of our names to theirs.
+        prefixes (`dict`): Beginnings of our names to theirs, likewise.
         blocks (`list`): Our prefix of a block, with `{}` for its index; theirs; our name of its attention.
         transposed (`set`): Their names of what is stored as (in, out). Some are square, so a forgotten transpose raises no error.
         ignored (`set`): Their names of what is nowhere used.
     """
 
     exact: dict[str, str]
-    prefixes: dict[str, str]
     blocks: list[tuple[str, str, str]]
     transposed: set[str]
+    prefixes: dict[str, str] = field(default_factory=dict)
     fused: dict[str, str] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
 
@@ -103,14 +119,13 @@ class OpenClipLayout:
         Raises:
             ValueError: If open_clip has no such parameter.
         """
-        if name in self.exact:
-            key = self.exact[name]
+        if key := (_EXACT | self.exact).get(name):
             return Origin(key, is_transposed=key in self.transposed, is_scalar=key.startswith("logit_"))
         for ours, theirs in self.fused.items():
             for part, letter in enumerate("qkv"):
                 if name == ours.format(qkv=letter):
                     return Origin(theirs, part, 3)
-        for ours, theirs in self.prefixes.items():
+        for ours, theirs in (_PREFIXES | self.prefixes).items():
             if name.startswith(ours):
                 return Origin(theirs + name.removeprefix(ours))
         for ours, theirs, attention in self.blocks:

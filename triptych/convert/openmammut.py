@@ -10,22 +10,7 @@ from triptych.modeling.configuration_mammut import MammutConfig
 
 
 OPENMAMMUT = OpenClipLayout(
-    exact={
-        "model.logit_scale": "logit_scale",
-        "model.vision_to_text_projection.weight": "map_viz2txt_kv",
-        "model.visual_projection.weight": "visual.proj",
-        "model.vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
-        "model.vision_model.embeddings.class_embedding": "visual.class_embedding",
-        "model.vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-        "model.text_model.embed_tokens.weight": "text.token_embedding.weight",
-        "model.text_model.position_embedding.weight": "text.positional_embedding",
-        "lm_head.weight": "text.text_projection",
-    },
-    prefixes={
-        "model.vision_model.pre_layernorm.": "visual.ln_pre.",
-        "model.vision_model.post_layernorm.": "visual.ln_post.",
-        "model.text_model.final_layer_norm.": "text.ln_final.",
-    },
+    exact={"model.vision_to_text_projection.weight": "map_viz2txt_kv", "lm_head.weight": "text.text_projection"},
     blocks=[
         ("model.vision_model.layers.{}.", "visual.transformer.resblocks.{}.", "self_attn"),
         ("model.text_model.layers.{}.", "text.resblocks.{}.", "self_attn"),

@@ -46,7 +46,7 @@ class Source(Mapping[str, torch.Tensor]):
         self._pickles: dict[Path, dict[str, torch.Tensor]] = {}
         self._where: dict[str, tuple[Path, str]] = {}  # name -> file, its key there
         for file in self.files:
-            for key in _header_of(file) if file.suffix == ".safetensors" else self._unpickle(file):
+            for key in self._without_values(file):
                 self._where[key.removeprefix("module.")] = (file, key)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -65,11 +65,8 @@ class Source(Mapping[str, torch.Tensor]):
     def meta(self) -> dict[str, torch.Tensor]:
         """All tensors on the meta device: shapes and types, no values."""
         if self._meta is None:
-            headers = {file: _header_of(file) for file in self.files if file.suffix == ".safetensors"}
-            self._meta = {}
-            for name, (file, key) in self._where.items():
-                shape, dtype = headers[file][key] if file in headers else _form(self._unpickle(file)[key])
-                self._meta[name] = torch.empty(shape, dtype=dtype, device="meta")
+            tensors = {file: self._without_values(file) for file in self.files}
+            self._meta = {name: tensors[file][key] for name, (file, key) in self._where.items()}
         return self._meta
 
     def config_file(self) -> Path | None:
@@ -97,6 +94,15 @@ class Source(Mapping[str, torch.Tensor]):
     def release(self) -> None:
         """Give the memory of what was read back."""
         self._pickles.clear()
+
+    def _without_values(self, file: Path) -> dict[str, torch.Tensor]:
+        """The tensors of a file on the meta device."""
+        if file.suffix != ".safetensors":
+            return {key: torch.empty_like(tensor, device="meta") for key, tensor in self._unpickle(file).items()}
+        with safe_open(file, framework="pt") as opened:
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
+            forms = {key: (part.get_shape(), str_to_torch_dtype[part.get_dtype()]) for key, part in slices.items()}
+        return {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in forms.items()}
 
     def _unpickle(self, file: Path) -> dict[str, torch.Tensor]:
         # Mapped into memory, so pages are read when a tensor is, and given back when memory is short.
@@ -126,17 +132,6 @@ def _load_pickle(file: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold tensors by name, or a `state_dict` of them, got {type(content).__name__}.")
     return content
-
-
-def _header_of(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of every tensor of a safetensors file."""
-    with safe_open(file, framework="pt") as opened:
-        slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
-        return {key: (tuple(part.get_shape()), str_to_torch_dtype[part.get_dtype()]) for key, part in slices.items()}
-
-
-def _form(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:
-    return tuple(tensor.shape), tensor.dtype
 
 
 def _download(repository: str) -> Path:

@@ -28,8 +28,7 @@ def answer_questions(
         model: MaMMUT, VW-LMM, or a `PeftModel` around one.
         dataset: Rows with `question` and `image` or `video`; of VW-LMM, rows without an image ask the language model alone.
         processor: Of the model.
-        accelerator: Of the run.
-        batch_size (`int`), num_workers (`int`): Questions at a time, and processes that read them.
+        accelerator, batch_size, num_workers: As of [`map_rows`].
         max_new_tokens (`int`): Longest answer.
 
     Returns:

@@ -13,9 +13,6 @@ n-grams that all of them share weigh nothing, so of one image it is 0.
 
 import re
 import unicodedata
-from typing import ClassVar
-
-import datasets
 
 from triptych.evaluation.described_metric import DescribedMetric
 
@@ -33,10 +30,6 @@ def words_of(caption: str) -> list[str]:
 class CaptionScores(DescribedMetric):
     """See the module."""
 
-    columns: ClassVar = {
-        "predictions": datasets.Value("string"),
-        "references": datasets.Sequence(datasets.Value("string")),
-    }
     source = "https://github.com/tylin/coco-caption"
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:

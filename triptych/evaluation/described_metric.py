@@ -8,17 +8,19 @@ import datasets
 import evaluate
 
 
-class DescribedMetric(
-    evaluate.Metric, abc.ABC
-):  # abstract, or `evaluate.load` takes it for the metric of a file that imports it
+# Abstract, or `evaluate.load` takes it for the metric of a file that imports it.
+class DescribedMetric(evaluate.Metric, abc.ABC):
     """A metric that its module's docstring describes, and whose `_compute` describes inputs and results.
 
     Attributes:
-        columns (`dict`): Features of one prediction and one reference.
+        columns (`dict`): Features of one prediction and one reference. Default: a text, and the true ones.
         source (`str`): Address of the benchmark, to cite.
     """
 
-    columns: ClassVar[dict[str, Any]]
+    columns: ClassVar[dict[str, Any]] = {
+        "predictions": datasets.Value("string"),
+        "references": datasets.Sequence(datasets.Value("string")),
+    }
     source: ClassVar[str]
 
     def _info(self) -> evaluate.MetricInfo:

@@ -13,6 +13,11 @@ import numpy as np
 from triptych.evaluation.described_metric import DescribedMetric
 
 
+def _place(image: int, label: int, box: list[float]) -> dict[str, Any]:
+    left, top, right, bottom = (float(side) for side in box)
+    return {"image_id": image, "category_id": int(label) + 1, "bbox": [left, top, right - left, bottom - top]}
+
+
 def _coco(
     predictions: list[dict], references: list[dict], is_lvis: bool, max_detections: int
 ) -> tuple[dict[str, Any], list[dict]]:
@@ -36,30 +41,13 @@ def _coco(
         for box, label, area, is_crowd in zip(
             true["boxes"], true["labels"], true["areas"], true["is_crowd"], strict=True
         ):
-            left, top, right, bottom = (float(side) for side in box)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index,
-                    "category_id": int(label) + 1,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": float(area),
-                    "iscrowd": int(is_crowd),
-                }
-            )
+            entry = {"id": len(annotations) + 1, "area": float(area), "iscrowd": int(is_crowd)}
+            annotations.append(entry | _place(index, label, box))
         rows = list(zip(found["boxes"], found["scores"], found["labels"], strict=True))
         if is_lvis:
             rows = sorted(rows, key=lambda row: -row[1])[:max_detections]
         for box, score, label in rows:
-            left, top, right, bottom = (float(side) for side in box)
-            detections.append(
-                {
-                    "image_id": index,
-                    "category_id": int(label) + 1,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "score": float(score),
-                }
-            )
+            detections.append({"score": float(score), **_place(index, label, box)})
             if not is_lvis:
                 labels.add(int(label))
     # faster-coco-eval groups LVIS classes by this field; the groups here are the caller's

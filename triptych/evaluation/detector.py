@@ -30,10 +30,8 @@ def evaluate_detector(
         processor: Of the model; its `base_classes` are fused as such.
         dataset: Test images with their objects, as they are.
         data: What the classes are called, and their groups.
-        accelerator: Of this run.
-        batch_size (`int`): Images at once.
+        accelerator, batch_size, num_workers: As of [`map_rows`].
         num_images (`int`): Images to look at.
-        num_workers (`int`): Processes that read images.
 
     Returns:
         Numbers of [`DetectionAveragePrecision`]; under the same names with `_without_fusion` those of the detector's own scores,
@@ -72,9 +70,7 @@ def evaluate_detector(
     results: dict[str, float] = {}
     for name in fusions:
         metric = DetectionAveragePrecision("lvis" if data.is_lvis else "default")
-        references = [row[0] for row in rows]
-        if not data.is_lvis:
-            references = [{key: row[key] for key in ("boxes", "labels", "areas", "is_crowd")} for row in references]
+        references = [{key: row[0][key] for key in metric.inputs()["references"]} for row in rows]
         scores = metric.compute(
             predictions=[row[1][name] for row in rows],
             references=references,

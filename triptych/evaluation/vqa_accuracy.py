@@ -8,19 +8,12 @@ Answers are normalised first: case, punctuation, articles, number words, missing
 import itertools
 import re
 from collections import defaultdict
-from typing import ClassVar
-
-import datasets
 
 from triptych.evaluation.described_metric import DescribedMetric
 
 
-_NUMBERS = {"none": "0"} | {
-    word: str(number)
-    for number, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    )
-}
+_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_DIGITS)}
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTED = """
@@ -88,10 +81,6 @@ def answer_accuracy(prediction: str, references: list[str]) -> float:
 class VqaAccuracy(DescribedMetric):
     """See the module."""
 
-    columns: ClassVar = {
-        "predictions": datasets.Value("string"),
-        "references": datasets.Sequence(datasets.Value("string")),
-    }
     source = "https://visualqa.org/evaluation.html"
 
     def _compute(

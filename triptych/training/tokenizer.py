@@ -37,8 +37,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int) -
     )
     tokenizer.train_from_iterator(captions, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A {EOS}",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)],
+        single=f"{BOS} $A {EOS}", special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
