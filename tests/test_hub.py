@@ -330,3 +330,20 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "repo").write_text("")
     with pytest.raises(ValueError, match=r"`folder` must be a folder"):
         hub.save_repository(tmp_path / "repo", tiny_model(), tiny_processor(), CARD)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("--dataset=/tmp/my pictures/set", "--dataset=set"),
+        ("/tmp/models/demo", "demo"),
+        (
+            "see /tmp/a/b.png, https://a.org/b/c, owner/name, and/or",
+            "see b.png, https://a.org/b/c, owner/name, and/or",
+        ),
+        ({"dir": "/tmp/a/b", "n": 1, "list": ["/tmp/a/c", None]}, {"dir": "b", "n": 1, "list": ["c", None]}),
+        ("/nowhere/at/all is no path here", "/nowhere/at/all is no path here"),
+    ],
+)
+def test_paths_of_this_machine_stay_at_home(content, expected):
+    assert hub.portable(content) == expected

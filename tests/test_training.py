@@ -81,11 +81,14 @@ def finished(pictures, tmp_path_factory) -> Path:
     return output_dir
 
 
-def test_the_script_writes_a_complete_repository(finished):
+def test_the_script_writes_a_complete_repository(finished, pictures):
     files = {path.name for path in finished.iterdir()}
     assert {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "README.md"} <= files
     assert {"eval_results.json", "training_log.jsonl", "modeling_grr_coca.py"} <= files
-    assert str(finished.parent) not in (finished / "README.md").read_text()
+    for name in ("README.md", "training_arguments.json", "training_log.jsonl", "config.json"):
+        assert str(finished.parent) not in (finished / name).read_text()
+    arguments = json.loads((finished / "training_arguments.json").read_text())
+    assert (arguments["output_dir"], arguments["dataset"]) == (finished.name, pictures.name)
     assert not (finished / "checkpoints").exists()
     results = json.loads((finished / "eval_results.json").read_text())
     assert results["num_eval_images"] == 2
