@@ -51,6 +51,8 @@ class BoxArguments(DataArguments):
         if self.train_annotations is not None:
             names = ("dataset_config", "eval_split", "group_column")
             refuse_changed(self, names, "says nothing beside `train_annotations`")
+        else:
+            refuse_changed(self, ["on_bad_row"], "is for `train_annotations`")
         if self.dataset != "emoji-scenes":
             refuse_changed(self, ["num_scenes"], f"is for emoji scenes, `dataset` is {self.dataset!r}")
         if self.num_eval_images < 1:

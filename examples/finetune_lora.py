@@ -86,12 +86,15 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(source)
     chats = getattr(processor, "chat_template", None) is not None
     asks = args.task == "vqa" or chats
+    if chats:
+        refuse_changed(args, ["truncate_captions"], "is for captioners, which read no chat template")
     collator = QuestionCollator(processor) if asks else PairCollator(processor, truncation=args.truncate_captions)
     with accelerator.main_process_first():
         train_set, test_set = load_sets(args, chats, run_args.seed)
     held_out = torch.randperm(len(test_set), generator=torch.Generator().manual_seed(run_args.seed))
     held_out = held_out[: args.num_eval_rows].tolist()
-    references = [test_set.references()[row] for row in held_out]
+    all_references = test_set.references()
+    references = [all_references[row] for row in held_out]
 
     def evaluate(model: nn.Module, is_last: bool) -> dict[str, float]:
         """BLEU and CIDEr-D of captions, or VQA accuracy of answers."""

@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 from triptych.arguments import argument
 from triptych.data.emoji_scenes import EmojiPictures
 from triptych.data.pairs import ImageCaptionDataset, PairCollator, load_pairs
-from triptych.data.splits import DataArguments
+from triptych.data.splits import DataArguments, refuse_changed
 from triptych.data.statements import statement_of
 from triptych.evaluation.captioner import caption_overlap, evaluate_pairs, generate_captions
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
@@ -41,6 +41,11 @@ class PairArguments(DataArguments):
         default="error", help="Stop at an unreadable image, or take the next pair and count."
     )
     crop_scale: float = argument(default=0.8, help="Smallest area that a random training crop keeps.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset == "openmoji-scenes":
+            refuse_changed(self, ("crop_scale", "on_corrupt_image"), "is for pictures that are read, scenes are drawn")
 
 
 def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, Any, list[str]]:

@@ -25,6 +25,7 @@ from triptych.data.openmoji_questions import HeldOutQuestions, load_openmoji_con
 from triptych.data.splits import refuse_changed
 from triptych.data.statements import statement_of
 from triptych.evaluation.answers import answer_questions, answer_table, evaluate_answers
+from triptych.hub import staged
 from triptych.training.cards import card_fields
 from triptych.training.engine import Engine, RunArguments, check_publishable, write_repository
 from triptych.training.stages import COMPARISON, StageArguments, build_vw_lmm, load_stage, run_stage, stages_facts
@@ -65,6 +66,11 @@ def main() -> None:
     parser.set_defaults(batch_size=16, weight_decay=0.0, eval_epochs=0, checkpoint_steps=0)
     stage_args, args, run_args = parser.parse_args_into_dataclasses()
     names = stage_args.names
+    refuse_changed(run_args, ("num_epochs", "max_steps", "learning_rate"), "stands in `steps` and `learning_rates`")
+    if run_args.eval_epochs:
+        raise ValueError(
+            f"`eval_epochs={run_args.eval_epochs}` has no meaning here: stages are evaluated behind their end."
+        )
     if args.compare and names[-1] != "joint":
         raise ValueError(f"`compare` needs the joint stage at the end, `stages` is {stage_args.stages!r}.")
     output, about = Path(run_args.output_dir), statement_of(args.dataset, args.dataset_license)
@@ -101,8 +107,9 @@ def main() -> None:
     folder = output / "start"
     if accelerator.is_main_process and not (folder / "config.json").exists():
         model, processor = build_vw_lmm(stage_args)
-        processor.save_pretrained(folder)
-        model.save_pretrained(folder)
+        with staged(folder, last="config.json") as staging:
+            processor.save_pretrained(staging)
+            model.save_pretrained(staging)
     accelerator.wait_for_everyone()
     measure("the language model before, without images", folder, with_images=False)
     stages = {"start": folder}

@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,6 +224,47 @@ def test_no_argument_is_accepted_and_ignored(script):
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     read |= names_read(ROOT / "triptych" / "training") | {"report_to"}
     assert offered - read == set()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("pretrain", "--dataset openmoji-scenes --crop_scale 0.5", "`crop_scale=0.5` is for pictures that are read"),
+        ("pretrain", "--model_name_or_path base --vocab_size 300", "`vocab_size=300` belongs to a model from scratch"),
+        ("pretrain", "--tokenizer gpt2 --vocab_size 300", "`vocab_size=300` is of a tokenizer trained here"),
+        ("pretrain", "--group_column page", "`group_column='page'` is for data of your own"),
+        ("finetune_vqa", "--on_bad_row skip", "`on_bad_row='skip'` is for data of your own"),
+        ("finetune_detection", "--model_name_or_path a --dataset b --on_bad_row skip", "is for `train_annotations`"),
+        (
+            "finetune_detection",
+            "--model_name_or_path a --dataset b --num_scenes 5",
+            "`num_scenes=5` is for emoji scenes",
+        ),
+        ("finetune_lora", "--model_name_or_path a --task vqa --truncate_captions", "says nothing about `task` 'vqa'"),
+        ("finetune_lora", "--model_name_or_path a --task vqa --method ia3 --rank 4", "belong to LoRA and DoRA"),
+        ("train_vw_lmm", "--vision a --num_epochs 3", "`num_epochs=3.0` stands in `steps` and `learning_rates`"),
+        ("train_vw_lmm", "--vision a --eval_epochs 1", "`eval_epochs=1.0` has no meaning here"),
+        ("train_vw_lmm", "--vision a --dataset b.json --compare", "`compare=True` says nothing about `dataset`"),
+    ],
+)
+def test_arguments_without_a_meaning_are_refused(script, flags, message, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", [script, "--output_dir", str(tmp_path / "out"), *flags.split()])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_example(script).main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_log_keeps_the_evaluation_of_its_step(tmp_path):
+    def task() -> Task:
+        return task_of(evaluate=lambda model, is_last: {"a": 1.0})
+
+    Engine(arguments(tmp_path, num_epochs=2, eval_epochs=1, checkpoint_steps=3, num_checkpoints=2)).train(task())
+    before = rows_of(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
+    Engine(arguments(tmp_path, num_epochs=2, eval_epochs=1, resume=True)).train(task())
+    after = rows_of(tmp_path)
+    assert [sorted(row) for row in after] == [sorted(row) for row in before]
+    assert [row["step"] for row in after if "eval_a" in row] == [3]
 
 
 def test_scripts_are_short_and_do_not_repeat_one_another():

@@ -154,6 +154,8 @@ def load_conversations(
     if path.suffix not in (".json", ".jsonl"):
         if image_folder is not None:
             raise ValueError(f"`image_folder` is for JSON files; {name!r} brings its images.")
+        if on_bad_row != "error":
+            raise ValueError(f"`on_bad_row` is for JSON files; the rows of {name!r} are read one by one.")
         return ConversationDataset(load_splits(name, image_column=None, eval_split="train")["train"])
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".jsonl":

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoProcessor, CLIPImageProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from triptych.arguments import argument
+from triptych.data.splits import refuse_changed
 from triptych.modeling.configuration_base import merge_fields
 from triptych.modeling.configuration_grr_coca import GrrCocaConfig
 from triptych.modeling.configuration_mammut import MammutConfig
@@ -45,13 +46,13 @@ class ModelArguments:
     dropout: float = argument(default=0.0, help="Dropout after attention and feed-forward layers.")
 
     def __post_init__(self) -> None:
-        if self.model_name_or_path is None:
-            return
-        for name in ("preset", "tokenizer"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"`{name}` belongs to a model from scratch; `model_name_or_path` {self.model_name_or_path!r} brings its own."
-                )
+        if self.model_name_or_path is not None:
+            reason = (
+                f"belongs to a model from scratch; `model_name_or_path` {self.model_name_or_path!r} brings its own"
+            )
+            refuse_changed(self, ("preset", "tokenizer", "vocab_size"), reason)
+        elif self.tokenizer is not None:
+            refuse_changed(self, ["vocab_size"], f"is of a tokenizer trained here; `tokenizer` is {self.tokenizer!r}")
 
 
 def read_json(name: str, text: str) -> Any:

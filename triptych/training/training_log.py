@@ -41,8 +41,9 @@ class TrainingLog:
         self.path, self.accelerator, self.state, self.steps_per_epoch = path, accelerator, state, steps_per_epoch
         if accelerator.is_main_process:
             rows = _complete_rows(path) if resume else []
-            # The evaluation of the checkpoint's own step is made again, its training loss is not.
-            kept = [row for row in rows if row["step"] < state.step or (row["step"] == state.step and "loss" in row)]
+            kept = [
+                row for row in rows if row["step"] <= state.step
+            ]  # a checkpoint stands behind its step's evaluation
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(to_json(row) + "\n" for row in kept), encoding="utf-8")
 
