@@ -52,8 +52,8 @@ lint: $(PREPARED_DEV)  ## Lint, format check, types
 	$(BIN)/mypy
 
 bench: $(PREPARED_DEV)  ## Measure speed and memory as ratios
-	$(BIN)/python benchmarks/speed.py --parts families passes captions losses
-	$(BIN)/python benchmarks/visual_loss.py
+	$(BIN)/python benchmarks/speed.py --parts families passes captions
+	$(BIN)/python benchmarks/losses.py
 
 clean:  ## Remove the environment and caches; outputs stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,6 +1,6 @@
-"""Training steps, captions, answers, losses and attention kernels: medians taken in turns, as ratios to the first of each table.
+"""Training steps, captions, answers and attention kernels: medians taken in turns, as ratios to the first of each table.
 
-    python benchmarks/speed.py --parts families passes captions losses
+    python benchmarks/speed.py --parts families passes captions visual_words --bf16
     python benchmarks/speed.py --parts captions --presets coca-vit-b-32 --batch_size 2
     python benchmarks/speed.py --device cuda --size base --batch_size 64 --bf16
 
@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
 
 from timing import median_seconds, peak_gib
 from triptych import MammutConfig, MammutVisionModel, VwLmmConfig, VwLmmForCausalLM
 from triptych.hub import describe_machine
-from triptych.modeling.losses import captioning_loss, visual_modeling_loss
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.captioners import FAMILIES
 
@@ -151,36 +152,52 @@ def answers(args: argparse.Namespace) -> None:
     compare(f"vw-lmm-smollm2-135m: answers of {args.new_tokens} tokens", functions, args)
 
 
-def losses(args: argparse.Namespace) -> None:
-    """The losses over a vocabulary in chunks, against keeping all logits. On a GPU at the shape of a 7 B model, in bf16."""
-    rows, length, hidden, vocabulary, dtype = (
-        (8, 576, 4096, 32_000, torch.bfloat16) if args.device == "cuda" else (32, 65, 512, 49_408, torch.float32)
-    )
-    lm_head, vm_head = (nn.Linear(hidden, vocabulary, False, args.device, dtype) for _ in range(2))
-    states, features = torch.randn(2, rows, length, hidden, device=args.device, dtype=dtype, requires_grad=True)
-    labels = torch.randint(0, vocabulary, (rows, length), device=args.device)
+def visual_words(args: argparse.Namespace) -> None:
+    """VW-LMM's last stage against transformers' Llava of the same parts: a step, and the operations of one at 7 B."""
 
-    def plain_captions() -> torch.Tensor:
-        return nn.functional.cross_entropy(lm_head(states)[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+    presets = VwLmmConfig.presets()
 
-    def plain_visual_words() -> torch.Tensor:
-        student, target = (
-            head(x).flatten(0, 1).float().log_softmax(-1) for head, x in ((lm_head, states), (vm_head, features))
-        )
-        return nn.functional.kl_div(student, target, reduction="batchmean", log_target=True)
-
-    def visual_words() -> torch.Tensor:
-        return visual_modeling_loss(states.flatten(0, 1), features.flatten(0, 1), lm_head, vm_head)
-
-    # Gradients exist after the warm-up, so they count on no side.
-    for title, plain, chunked in (
-        ("captioning loss", plain_captions, lambda: captioning_loss(states, labels, lm_head)),
-        ("visual loss", plain_visual_words, visual_words),
-    ):
-        functions = {
-            name: lambda loss=loss: loss().backward() for name, loss in (("all logits", plain), ("chunks", chunked))
+    def pair(preset: str, vision: dict, **text: Any) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
+        fields = {**presets[preset], "vision_config": {**presets["vw-lmm-vicuna-7b"]["vision_config"], **vision}}
+        fields |= {
+            "text_config": {**presets[preset]["text_config"], **text},
+            "vision_feature_select_strategy": "default",
         }
-        compare(f"{title}: {rows} x {length} tokens, width {hidden}, {vocabulary} words", functions, args)
+        config = VwLmmConfig(**fields, detach_visual_target=True)
+        parts = {"vision_config": config.vision_config, "text_config": config.text_config}
+        llava = LlavaForConditionalGeneration(LlavaConfig(**parts, image_token_index=config.image_token_id))
+        models = {"Llava": llava, "VW-LMM": VwLmmForCausalLM(config)}
+        for model in models.values():
+            model.model.vision_tower.requires_grad_(False)
+        models["VW-LMM"].vm_head.requires_grad_(False)
+        ids = torch.randint(10, config.image_token_id, (args.batch_size, args.text_length))
+        image = torch.full((args.batch_size, config.image_seq_length), config.image_token_id)
+        labels = ids.clone()
+        labels[:, : args.text_length // 2] = -100  # the second half of the text is the answer
+        labels = torch.cat([torch.full_like(image, -100), labels], dim=1)
+        pixel_values = torch.randn(args.batch_size, 3, *[config.vision_config.image_size] * 2)
+        return models, {"pixel_values": pixel_values, "input_ids": torch.cat([image, ids], dim=1), "labels": labels}
+
+    # CLIP ViT-B/14 at 336 pixels: 576 patches, at a size that suits a small language model
+    clip = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    models, batch = pair("vw-lmm-smollm2-135m", clip)
+    batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
+    steps = {
+        name: partial(step, model.to(args.device).train(), batch, args, args.bf16) for name, model in models.items()
+    }
+    compare("vw-lmm-smollm2-135m with 576 patches: training step", steps, args)
+
+    operations = dict.fromkeys(models, 0)
+    for layers, share in ((1, -30), (2, 31)):  # every layer costs the same: 32 of them cost one and 31 differences
+        models, batch = pair("vw-lmm-vicuna-7b", {}, num_hidden_layers=layers)
+        for name, model in models.items():
+            with FlopCounterMode(display=False) as counter:
+                step(model.to(torch.bfloat16), batch, args, bf16=True)
+            operations[name] += share * counter.get_total_flops()
+    ratio = operations["VW-LMM"] / operations["Llava"]
+    print(
+        f"Vicuna 7B: {' and '.join(f'{name} {count / 1e12:.1f} T' for name, count in operations.items())}, {ratio:.3f}x"
+    )
 
 
 @torch.no_grad()
@@ -203,7 +220,7 @@ def kernels(args: argparse.Namespace) -> None:
                 print(f"  {name:<24} logits {logits:.1e}, image embeddings {embeds:.1e}", flush=True)
 
 
-PARTS = {part.__name__: part for part in (families, passes, steps, captions, answers, losses, kernels)}
+PARTS = {part.__name__: part for part in (families, passes, steps, captions, answers, visual_words, kernels)}
 
 
 def main() -> None:

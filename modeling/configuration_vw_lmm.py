@@ -11,6 +11,11 @@ from .configuration_base import CompositeConfig, check_positive
 from .vision_towers import own_tower_config
 
 
+def vocabulary_with_placeholder(words: int) -> int:
+    """Rows of a vocabulary that has the placeholder behind its words, rounded up to what matrix units multiply fastest."""
+    return -(-(words + 1) // 64) * 64
+
+
 @strict
 class VwLmmConfig(CompositeConfig):
     r"""Configuration of [`VwLmmModel`] and [`VwLmmForCausalLM`]: a vision tower, an adapter, and a causal language model.
@@ -18,9 +23,11 @@ class VwLmmConfig(CompositeConfig):
     Args:
         vision_config (`dict` or `PreTrainedConfig`, *optional*): Any vision tower of transformers, or of this package.
         text_config (`dict` or `PreTrainedConfig`, *optional*): Any causal language model of transformers.
-        image_token_id (`int`, defaults to 32000):
-            Placeholder of an image patch in `input_ids`. It is never embedded, so it may lie behind the vocabulary; then no
-            row of the language model is spent on it, and it is never generated.
+        image_token_id (`int`, *optional*):
+            Placeholder of an image patch in `input_ids`, a row of the vocabulary. Default: the last one.
+        num_reserved_tokens (`int`, defaults to 1):
+            Ids from `image_token_id` on that are no words: the placeholder, and rows behind it that round the vocabulary up.
+            Their logits are the lowest number there is, so no softmax knows of them and none is ever generated.
         image_seq_length (`int`, *optional*): Placeholders of one image. Default: patches of the tower.
         vision_feature_layer (`int`, defaults to -2): Hidden state of the tower that the adapter reads.
         vision_feature_select_strategy (`str`, defaults to `"default"`):
@@ -46,7 +53,8 @@ class VwLmmConfig(CompositeConfig):
     model_type = "vw_lmm"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
 
-    image_token_id: int = 32000
+    image_token_id: int | None = None
+    num_reserved_tokens: int = 1
     image_seq_length: int | None = None
     vision_feature_layer: int = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
@@ -70,18 +78,30 @@ class VwLmmConfig(CompositeConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
+        if self.image_token_id is None:
+            self.image_token_id = self.text_config.vocab_size - 1
         if self.image_seq_length is None:
             self.image_seq_length = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
+    @property
+    def reserved(self) -> slice:
+        """Ids that are no words."""
+        return slice(self.image_token_id, self.image_token_id + self.num_reserved_tokens)
+
     def validate_vw_lmm(self):
         """Check that numbers make sense."""
-        check_positive(self, "image_seq_length")
+        check_positive(self, "image_seq_length", "num_reserved_tokens")
         if self.visual_loss_temperature <= 0:
             raise ValueError(f"`visual_loss_temperature` must be above 0, got {self.visual_loss_temperature}.")
         if self.image_token_id < 0:
             raise ValueError(
                 f"`image_token_id` must be at least 0, got {self.image_token_id}. (The original's -200 stands for a whole "
                 "image; here every patch has its placeholder, which the processor writes.)"
+            )
+        if self.image_token_id + self.num_reserved_tokens > self.text_config.vocab_size:
+            raise ValueError(
+                f"`image_token_id` {self.image_token_id} with {self.num_reserved_tokens} `num_reserved_tokens` lies behind the "
+                f"vocabulary of {self.text_config.vocab_size} tokens, in which it needs a row: resize the language model."
             )
 
     @classmethod
@@ -92,4 +112,4 @@ class VwLmmConfig(CompositeConfig):
         MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(cls.model_type, "VwLmmForCausalLM")
 
 
-__all__ = ["VwLmmConfig"]
+__all__ = ["VwLmmConfig", "vocabulary_with_placeholder"]

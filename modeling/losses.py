@@ -212,8 +212,11 @@ def captioning_loss(
     return total / num_tokens.clamp(min=1e-6)
 
 
-def _log_probabilities(states: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
+def _log_probabilities(
+    states: torch.Tensor, weight: torch.Tensor, temperature: float, reserved: slice
+) -> torch.Tensor:
     logits = (states @ weight.T).float().div_(temperature)  # (chunk, vocab_size)
+    logits[:, reserved] = torch.finfo(logits.dtype).min
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
@@ -231,6 +234,7 @@ class _Divergence(torch.autograd.Function):
         student_weight: torch.Tensor,
         target_weight: torch.Tensor,
         temperature: float,
+        reserved: slice,
         chunk_size: int,
     ) -> torch.Tensor:
         device = student.device.type
@@ -247,7 +251,7 @@ class _Divergence(torch.autograd.Function):
             for start in range(0, len(student), chunk_size):
                 rows = slice(start, start + chunk_size)
                 states = (student[rows].to(dtype), target[rows].to(dtype))
-                total += _Divergence.chunk(ctx.gradients, rows, states, weights, temperature)
+                total += _Divergence.chunk(ctx.gradients, rows, states, weights, temperature, reserved)
         return total
 
     @staticmethod
@@ -257,10 +261,11 @@ class _Divergence(torch.autograd.Function):
         states: tuple[torch.Tensor, torch.Tensor],
         weights: tuple[torch.Tensor, torch.Tensor],
         temperature: float,
+        reserved: slice,
     ) -> torch.Tensor:
         """The sum over some rows, which adds their gradients to those of all. In place wherever it can be."""
         log_student, log_target = (
-            _log_probabilities(*side, temperature) for side in zip(states, weights, strict=True)
+            _log_probabilities(*side, temperature, reserved) for side in zip(states, weights, strict=True)
         )
         probabilities = log_target.exp()
         divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
@@ -291,7 +296,7 @@ class _Divergence(torch.autograd.Function):
             )
         # In place and without a reference left behind: a second tensor of the weight's size would double the peak.
         gradients, ctx.gradients = ctx.gradients, None
-        return *(None if gradient is None else gradient.mul_(grad_output) for gradient in gradients), None, None
+        return *(None if gradient is None else gradient.mul_(grad_output) for gradient in gradients), None, None, None
 
 
 def _as_product(head: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -316,6 +321,7 @@ def visual_modeling_loss(
     kind: str = "visual_words",
     detach_target: bool = False,
     temperature: float = 1.0,
+    reserved: slice = slice(0),
     gather: bool = False,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
@@ -334,6 +340,7 @@ def visual_modeling_loss(
         kind (`"visual_words"` or `"fit_vm_head"`): Which distribution is the target: the visual word or the prediction.
         detach_target (`bool`): Let no gradient reach the target.
         temperature (`float`): Divides the logits of both.
+        reserved (`slice`): Ids that are no words, of which both distributions know nothing.
         gather (`bool`): Divide by the mean patch count of all processes, as in [`captioning_loss`].
         chunk_size (`int`, *optional*): Rows per chunk. Default: a sixteenth of them, which is a small share of what all of them
             would take, and as many as a GPU likes where there are many.
@@ -359,7 +366,7 @@ def visual_modeling_loss(
     tensors: tuple[torch.Tensor, ...] = (student[0], target[0], student[1], target[1])
     if not torch.is_grad_enabled():  # which `needs_input_grad` does not know
         tensors = tuple(tensor.detach() for tensor in tensors)
-    total = _Divergence.apply(*tensors, temperature, chunk_size or max(48, len(hidden_states) // 16))
+    total = _Divergence.apply(*tensors, temperature, reserved, chunk_size or max(48, len(hidden_states) // 16))
     num_patches = total.new_tensor(float(len(hidden_states)))
     if gather and is_distributed():
         dist.all_reduce(num_patches)

@@ -4,6 +4,7 @@ Read from top to bottom: outputs, adapter, model, language model with both heads
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,12 +14,12 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin, LogitsProcessorList
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from .configuration_vw_lmm import VwLmmConfig
+from .configuration_vw_lmm import VwLmmConfig, vocabulary_with_placeholder
 from .inputs import check_training_has_labels, supervised_labels
 from .layers import slice_logits_to_keep
 from .losses import captioning_loss, visual_modeling_loss
@@ -72,19 +73,6 @@ class VisualWords(ModelOutput):
     probabilities: torch.Tensor | None = None
 
 
-class _BehindPlaceholders(LogitsProcessorList):
-    """Logits processors (a repetition penalty, say) that look ids up among the logits, where placeholders have none."""
-
-    def __init__(self, processors: LogitsProcessorList, config: VwLmmConfig):
-        super().__init__(processors)
-        self.image_token_id, self.stand_in = config.image_token_id, config.text_config.bos_token_id or 0
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.FloatTensor:
-        return super().__call__(
-            input_ids.masked_fill(input_ids == self.image_token_id, self.stand_in), scores, **kwargs
-        )
-
-
 class VwLmmProjector(nn.Module):
     """The adapter: from the width of the vision tower to that of the language model (LLaVA-1.5's `mlp2x_gelu`)."""
 
@@ -105,6 +93,7 @@ class VwLmmProjector(nn.Module):
 class VwLmmPreTrainedModel(SelfContainedModel):
     config: VwLmmConfig
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
+    _can_compile_fullgraph = True
 
     @property
     def _code_module(self) -> str:
@@ -167,33 +156,30 @@ class VwLmmModel(VwLmmPreTrainedModel):
             hidden_states=outputs.hidden_states,
         )
 
-    def get_placeholder_mask(self, input_ids: torch.LongTensor, num_images: int) -> torch.BoolTensor:
-        """Where image patches stand.
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.BoolTensor:
+        """Where image patches stand: a mask of shape `(batch_size, sequence_length)`."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        placeholder = torch.full((1, 1), self.config.image_token_id, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
 
-        Returns:
-            `torch.BoolTensor` of shape `(batch_size, sequence_length)`.
-
-        Raises:
-            ValueError: If placeholders and images do not match; the first sample at fault is named.
-        """
-        mask = input_ids == self.config.image_token_id
-        length = self.config.image_seq_length
-        if torch.compiler.is_compiling():
-            return mask
-        counts = mask.sum(-1).tolist()
+    def _check_placeholders(self, mask: torch.BoolTensor, num_patches: int) -> None:
+        counts, length = mask.sum(-1).tolist(), self.config.image_seq_length
+        if sum(counts) == num_patches:
+            return
         for index, count in enumerate(counts):
             if count % length != 0:
                 raise ValueError(
                     f"`input_ids[{index}]` holds {count} image placeholders, no multiple of the {length} of one image. Was "
                     "the text truncated?"
                 )
-        if sum(counts) != num_images * length:
-            per_sample = [count // length for count in counts]
-            raise ValueError(
-                f"`input_ids` hold placeholders for {sum(per_sample)} images (by sample: {per_sample}), got {num_images} "
-                "images."
-            )
-        return mask
+        per_sample = [count // length for count in counts]
+        raise ValueError(
+            f"`input_ids` hold placeholders for {sum(per_sample)} images (by sample: {per_sample}), got "
+            f"{num_patches // length} images."
+        )
 
     @takes_cache
     @merge_with_config_defaults
@@ -221,9 +207,9 @@ class VwLmmModel(VwLmmPreTrainedModel):
                 counted over real tokens.
             cache (`Cache`, *optional*): Keys and values of earlier tokens; `past_key_values` before transformers 5.24.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                Instead of `input_ids`, with the images already in place.
+                Instead of `input_ids`; images stand as the placeholder's embedding, or are already in place.
             image_features (`torch.Tensor` of shape `(num_images, image_seq_length, hidden_size)`, *optional*):
-                Instead of `pixel_values`: what to read at the placeholders.
+                Instead of `pixel_values`: what to read at the placeholders, in reading order.
 
         Raises:
             ValueError: If placeholders and images do not match, or inputs contradict one another.
@@ -232,26 +218,19 @@ class VwLmmModel(VwLmmPreTrainedModel):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if pixel_values is not None and image_features is not None:
             raise ValueError("Pass either `pixel_values` or `image_features`, got both.")
-        if inputs_embeds is not None and (pixel_values is not None or image_features is not None):
-            raise ValueError(
-                "`inputs_embeds` have no placeholders for images: put the images in place, or pass `input_ids`."
-            )
         if pixel_values is not None:
             if self.config.pseudo_image_features:
                 raise ValueError("Pseudo image features are made by the VM head: use `VwLmmForCausalLM`.")
             image_features = torch.stack(self.get_image_features(pixel_values, return_dict=True).pooler_output)
 
+        mask = self.get_placeholder_mask(input_ids, inputs_embeds)
+        if not torch.compiler.is_compiling():
+            self._check_placeholders(mask, 0 if image_features is None else image_features[..., 0].numel())
         if inputs_embeds is None:
-            num_images = 0 if image_features is None else len(image_features)
-            if image_features is None and cache is not None and cache.get_seq_length() > 0:
-                mask = input_ids == self.config.image_token_id  # a guess of prompt lookup, which will be rejected
-            else:
-                mask = self.get_placeholder_mask(input_ids, num_images)
-            # Placeholders may lie behind the vocabulary; any row of the table will do.
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(mask, 0))
-            if image_features is not None:
-                image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-                inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], image_features)
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if image_features is not None:
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], image_features)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             # Padding on either side must not move the rotary angles.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
@@ -328,8 +307,8 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             vision (`str`): Folder or Hub name of a vision tower, or of a model that has one (CLIP, SigLIP, GRR-CoCa, MaMMUT).
             text (`str`): Folder or Hub name of a causal language model.
             vision_kwargs, text_kwargs (`dict`, *optional*): For the two `from_pretrained`, e.g. `{"gguf_file": ...}`.
-            config_fields: Fields of [`VwLmmConfig`]. `image_token_id` is the vocabulary's size by default: the id that a
-                tokenizer gives to a token added to it.
+            config_fields: Fields of [`VwLmmConfig`]. `image_token_id` is the processor's, and the vocabulary's size by default:
+                the id that a tokenizer without unused ids gives to a token added to it. The vocabulary grows where it has to.
 
         Raises:
             ValueError: If the vision checkpoint has no tower of patches.
@@ -340,8 +319,17 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             vars(language_model.config).pop("quantization_config", None)
             vars(language_model).pop("hf_quantizer", None)
         has_class_token = tower.config.model_type.startswith("clip") or getattr(tower.config, "use_cls_token", False)
+        words = language_model.config.vocab_size
+        placeholder = config_fields.get("image_token_id", words)
+        if placeholder >= words:
+            size = vocabulary_with_placeholder(placeholder)
+            language_model.resize_token_embeddings(size, mean_resizing=False)
+            config_fields = {"num_reserved_tokens": size - placeholder, **config_fields}
+            with torch.no_grad():  # in place of random rows; unlike the padding token's, which is zero
+                for table in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+                    table.weight[words:] = table.weight[:words].mean(0)
         fields = {
-            "image_token_id": language_model.config.vocab_size,
+            "image_token_id": placeholder,
             "vision_feature_select_strategy": "default" if has_class_token else "full",
             "vision_feature_layer": -2 if tower.config.model_type.startswith("clip") else -1,
             **config_fields,
@@ -361,6 +349,14 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    def word_logits(self, head: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """Logits of one of the heads, the lowest number there is for ids that are no words."""
+        logits, reserved = head(states), self.config.reserved
+        ids = torch.arange(reserved.start, reserved.stop, device=logits.device)
+        # With gradients not in place: where processes share a head, its output is a view of a custom function.
+        fill = logits.index_fill if torch.is_grad_enabled() else logits.index_fill_
+        return fill(-1, ids, torch.finfo(logits.dtype).min)
+
     def get_visual_words(self, pixel_values: torch.Tensor, top_k: int = 1) -> VisualWords:
         """The most probable words of every image patch (section 3.2): softmax(vm_head(adapter feature)).
 
@@ -373,10 +369,11 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: If `top_k` is below 1 or above the vocabulary.
         """
-        if not 1 <= top_k <= self.vm_head.out_features:
-            raise ValueError(f"`top_k` must lie between 1 and {self.vm_head.out_features}, got {top_k}.")
+        words = self.vm_head.out_features - self.config.num_reserved_tokens
+        if not 1 <= top_k <= words:
+            raise ValueError(f"`top_k` must lie between 1 and {words}, got {top_k}.")
         adapted = self.get_image_features(pixel_values, return_dict=True).pooler_output
-        top = [self.vm_head(features).float().softmax(-1).topk(top_k) for features in adapted]
+        top = [self.word_logits(self.vm_head, features).float().softmax(-1).topk(top_k) for features in adapted]
         return VisualWords(torch.stack([row.indices for row in top]), torch.stack([row.values for row in top]))
 
     def get_pseudo_image_features(self, image_features: torch.Tensor) -> torch.Tensor:
@@ -393,7 +390,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             table = table.full_tensor()
 
         def mixture(features: torch.Tensor) -> torch.Tensor:
-            return self.vm_head(features).float().softmax(-1).to(table.dtype) @ table
+            return self.word_logits(self.vm_head, features).float().softmax(-1).to(table.dtype) @ table
 
         # Some patches at a time: their distributions are as large as a hundred times their features.
         chunks = image_features.flatten(0, 1).split(512)
@@ -470,16 +467,17 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         if skip_logits is None:
             skip_logits = self.training and labels is not None
-        logits = None if skip_logits else self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        lm_head = partial(self.word_logits, self.lm_head)
+        logits = None if skip_logits else lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
 
         loss = language_loss = visual_loss = None
         if labels is not None:
-            if input_ids is not None:
-                labels = labels.masked_fill(input_ids == config.image_token_id, -100)
+            is_patch = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+            labels = labels.masked_fill(is_patch.to(labels.device), -100)
             labels = supervised_labels(labels, attention_mask, config.text_config.vocab_size)
-            loss = language_loss = captioning_loss(hidden_states, labels, self.lm_head, gather=self.training)
+            loss = language_loss = captioning_loss(hidden_states, labels, lm_head, gather=self.training)
             if config.visual_loss != "none":
-                visual_loss = self._visual_loss(hidden_states, adapted, input_ids, attention_mask)
+                visual_loss = self._visual_loss(hidden_states, adapted, is_patch, attention_mask)
                 loss = loss + config.visual_loss_weight * visual_loss
             if self.training:
                 loss = loss + self._unused_parameters(has_images=adapted is not None)
@@ -498,13 +496,12 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         self,
         hidden_states: torch.Tensor,
         image_features: torch.Tensor | None,
-        input_ids: torch.LongTensor | None,
+        is_patch: torch.BoolTensor,
         attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         config = self.config
         before, features = hidden_states[:0, 0], hidden_states[:0, 0]
         if image_features is not None:
-            is_patch = input_ids == config.image_token_id
             # The first patch is predicted by the token before the image; a patch with nothing before it, by nothing.
             predicted = is_patch.clone()
             predicted[:, 0] = False
@@ -521,6 +518,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             kind=config.visual_loss,
             detach_target=config.detach_visual_target,
             temperature=config.visual_loss_temperature,
+            reserved=config.reserved,
             gather=self.training,
         )
 
@@ -532,12 +530,31 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         return sum(0.0 * p.sum() for module in modules for p in module.parameters() if p.requires_grad)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
-        """Both heads and the token embeddings share the vocabulary: new rows for all of them."""
+        """Both heads and the token embeddings share the vocabulary: new rows for all of them. All but the placeholder become words.
+
+        Raises:
+            ValueError: If the placeholder would be cut off.
+        """
+        placeholder = self.config.image_token_id
+        if new_num_tokens is not None and new_num_tokens <= placeholder:
+            raise ValueError(f"`new_num_tokens` must be above `image_token_id` ({placeholder}), got {new_num_tokens}.")
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         rows = self.lm_head.weight.shape[0]
+        if new_num_tokens is not None:
+            self.config.num_reserved_tokens = 1
         if self.vm_head.weight.shape[0] != rows:
             self.vm_head = self._get_resized_lm_head(self.vm_head, rows)
         return embeddings
+
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, is_first_iteration=False, use_cache=True, **kwargs
+    ) -> dict:
+        if use_cache and not is_first_iteration:
+            # Images were read with the prompt. Placeholders now are a guess of prompt lookup, which will be rejected, or stand in
+            # the prompt of an assistant, which transformers lets guess without images.
+            input_ids = input_ids.masked_fill(input_ids == self.config.image_token_id, 0)
+        options = {"inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration, "use_cache": use_cache}
+        return super().prepare_inputs_for_generation(input_ids, **options, **kwargs)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
@@ -553,10 +570,6 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **images}
-
-    def _get_logits_processor(self, *args, **kwargs):
-        processors = super()._get_logits_processor(*args, **kwargs)
-        return _BehindPlaceholders(processors, self.config) if len(processors) else processors
 
 
 __all__ = [

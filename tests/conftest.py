@@ -294,7 +294,7 @@ def run_snippets(card: str, repository: Path, folder: Path, monkeypatch: pytest.
 
 
 def tiny_vw_lmm_config(**overrides) -> triptych.VwLmmConfig:
-    """CLIP tower of 16 x 16 pixels and 4 patches, 2 Llama layers, vocabulary 64; placeholders have id 64, behind it."""
+    """CLIP tower of 16 x 16 pixels and 4 patches, 2 Llama layers, 64 words, then the placeholder and a row that rounds up."""
     vision = {
         "model_type": "clip_vision_model",
         "hidden_size": 24,
@@ -307,7 +307,7 @@ def tiny_vw_lmm_config(**overrides) -> triptych.VwLmmConfig:
     }
     text = {
         "model_type": "llama",
-        "vocab_size": 64,
+        "vocab_size": 66,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
@@ -319,7 +319,9 @@ def tiny_vw_lmm_config(**overrides) -> triptych.VwLmmConfig:
         "eos_token_id": 2,
         **overrides.pop("text_config", {}),
     }
-    return triptych.VwLmmConfig(vision_config=vision, text_config=text, **{"image_token_id": 64, **overrides})
+    if "image_token_id" not in overrides:
+        overrides = {"image_token_id": 64, "num_reserved_tokens": 2, **overrides}
+    return triptych.VwLmmConfig(vision_config=vision, text_config=text, **overrides)
 
 
 def tiny_vw_lmm(attn_implementation: str = "sdpa", seed: int = 0, **overrides) -> triptych.VwLmmForCausalLM:

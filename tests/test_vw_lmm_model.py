@@ -1,10 +1,12 @@
 """VW-LMM: parity with the authors' code, both losses, padding, caches, adapters."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -77,7 +79,9 @@ def test_parity_of_logits_and_losses(authors):
         outputs = authors.model(**authors.batch())
     expected, real = authors.expected, authors.expected["spliced_attention_mask"].bool()
     close(outputs.image_hidden_states, expected["image_features"])
-    close(outputs.logits[real], expected["logits"][real], 5e-5)
+    words = expected["logits"].shape[-1]
+    close(outputs.logits[real][:, :words], expected["logits"][real], 5e-5)
+    assert (outputs.logits[..., words:] == torch.finfo(torch.float32).min).all()
     close(outputs.language_loss, expected["lm_loss"])
     close(outputs.visual_loss, expected["visual_loss"])
     close(outputs.loss, expected["loss"], 2e-5)
@@ -93,6 +97,7 @@ def test_parity_of_visual_words(authors):
     with torch.no_grad():
         words = authors.model.get_visual_words(authors.pixel_values, top_k=128)
     assert (words.ids[..., 0] == authors.expected["visual_word_ids"]).all()
+    assert words.ids.max() < 128  # none is a reserved row
     by_id = torch.zeros_like(words.probabilities).scatter_(-1, words.ids, words.probabilities)
     close(by_id, authors.expected["visual_word_probs"])
 
@@ -117,7 +122,8 @@ def test_presets_have_the_released_number_of_parameters(preset, parameters):
     config = VwLmmConfig.from_preset(preset)
     with torch.device("meta"):
         model = VwLmmForCausalLM(config)
-    assert model.num_parameters() == parameters
+    reserved = 3 * config.num_reserved_tokens * config.text_config.hidden_size  # embeddings and two heads
+    assert model.num_parameters() == parameters + reserved
     assert config.image_seq_length == 576
     assert config.pseudo_image_features == preset.endswith("pif")
 
@@ -155,12 +161,12 @@ def test_language_loss_of_the_vectors():
 
 
 def test_pseudo_features_of_the_vectors():
-    model = tiny_vw_lmm(text_config={"vocab_size": 6, "hidden_size": 8}, image_token_id=6)
+    model = tiny_vw_lmm(text_config={"vocab_size": 7, "hidden_size": 8}, image_token_id=6)
     dims = torch.arange(8, dtype=torch.float64)
     with torch.no_grad():
-        model.double().get_input_embeddings().weight.copy_((0.5 * WORDS[:, None] + dims).sin())
+        model.double().get_input_embeddings().weight[:6] = (0.5 * WORDS[:, None] + dims).sin()
         model.vm_head.weight.zero_()
-        model.vm_head.weight[:, 0] = VM_LOGITS[1]
+        model.vm_head.weight[:6, 0] = VM_LOGITS[1]
         one = torch.zeros(1, 1, 8, dtype=torch.float64)
         one[..., 0] = 1
         found = model.get_pseudo_image_features(one)[0, 0, :3]
@@ -285,12 +291,18 @@ def test_losses_do_not_depend_on_the_padding_side():
         {"num_beams": 3, "num_return_sequences": 2},
         {"cache_implementation": "static"},
         {"prompt_lookup_num_tokens": 3},
+        {"assistant_model": 1},
+        {"prefill_chunk_size": 3},
+        {"encoder_repetition_penalty": 1.5, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
     ],
-    ids=["greedy", "beams", "sequences", "static", "lookup"],
+    ids=["greedy", "beams", "sequences", "static", "lookup", "assistant", "chunks", "penalties"],
 )
 def test_cached_answers_are_the_uncached_ones(pif, options):
     model, batch = tiny_vw_lmm(pseudo_image_features=pif), vw_lmm_batch()
-    rows = 1 if "prompt_lookup_num_tokens" in options else 3
+    options = dict(options)
+    rows = 1 if {"prompt_lookup_num_tokens", "assistant_model"} & options.keys() else 3
+    if "assistant_model" in options:
+        options["assistant_model"] = tiny_vw_lmm(pseudo_image_features=pif, seed=1)
     # Prompts of unequal length, padded on the left; the last one has two images.
     ids, mask = batch["input_ids"][-rows:].clone(), batch["attention_mask"][-rows:].clone()
     for row, length in enumerate(mask.sum(-1).tolist()):
@@ -304,18 +316,45 @@ def test_cached_answers_are_the_uncached_ones(pif, options):
         "do_sample": False,
     }
     cached = model.generate(ids, **common, **options)
-    options.pop("cache_implementation", None)
-    options.pop("prompt_lookup_num_tokens", None)
+    for name in ("cache_implementation", "prompt_lookup_num_tokens", "assistant_model", "prefill_chunk_size"):
+        options.pop(name, None)
+    assert (cached[:, ids.shape[1] :] < 64).all()
     assert (cached == model.generate(ids, **common, **options, use_cache=False)).all()
 
 
-def test_logits_processors_look_past_placeholders():
-    model, batch = tiny_vw_lmm(), vw_lmm_batch()
-    ids = batch["input_ids"][:1, :7]
-    answer = model.generate(
-        ids, pixel_values=batch["pixel_values"][:1], max_new_tokens=6, repetition_penalty=1.5, no_repeat_ngram_size=2
-    )
-    assert (answer[:, 7:] < 64).all()
+@pytest.mark.parametrize("pif", [False, True], ids=["plain", "pif"])
+def test_embeddings_stand_for_ids(pif):
+    model, batch = tiny_vw_lmm(pseudo_image_features=pif), vw_lmm_batch()
+    ids = batch.pop("input_ids")
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(ids)
+        expected, found = model(ids, **batch), model(inputs_embeds=embeds, **batch)
+    close(found.logits, expected.logits)
+    close(found.loss, expected.loss)
+    options = {"pixel_values": batch["pixel_values"][:1], "max_new_tokens": 6, "do_sample": False}
+    answer = model.generate(inputs_embeds=embeds[:1, :7], **options)
+    assert torch.equal(answer, model.generate(ids[:1, :7], **options)[:, 7:])
+
+
+def test_reserved_rows_change_nothing():
+    """The same words with one and with fifty reserved rows behind them: the same losses and gradients."""
+    few, batch = tiny_vw_lmm(), vw_lmm_batch()
+    many = tiny_vw_lmm(text_config={"vocab_size": 114}, image_token_id=64, num_reserved_tokens=50)
+    state = few.state_dict()
+    for name, tensor in many.state_dict().items():
+        tensor[: len(state[name])] = state[name]
+    outputs = [model(**batch) for model in (few, many)]
+    close(outputs[1].logits[..., :64], outputs[0].logits[..., :64])
+    for name in ("language_loss", "visual_loss"):
+        close(outputs[1][name], outputs[0][name])
+    for model, output in zip((few, many), outputs, strict=True):
+        output.loss.backward()
+        for head in (model.lm_head, model.vm_head):
+            assert not head.weight.grad[64:].any()
+    close(many.lm_head.weight.grad[:64], few.lm_head.weight.grad[:64])
+    close(many.vm_head.weight.grad[:64], few.vm_head.weight.grad[:64])
+    with pytest.raises(StrictDataclassError, match="lies behind the vocabulary of 114 tokens"):
+        tiny_vw_lmm_config(text_config={"vocab_size": 114}, image_token_id=64, num_reserved_tokens=51)
 
 
 def test_plain_inference_never_runs_the_vm_head():
@@ -344,15 +383,16 @@ def test_degenerate_batches_touch_every_trainable_parameter(case, visual_loss):
 
 def test_the_first_patch_is_predicted_by_the_token_before_it_and_by_nothing_else():
     model, batch = tiny_vw_lmm(), vw_lmm_batch()
+    loss_of = partial(visual_modeling_loss, reserved=model.config.reserved)
     ids, pixels = batch["input_ids"][:1, 2:7], batch["pixel_values"][:1]  # one token, then four patches
     with torch.no_grad():
         outputs = model(ids, pixels, labels=torch.full_like(ids, -100), output_hidden_states=True)
         states, features = outputs.hidden_states[-1][0], outputs.image_hidden_states[0]
-        close(outputs.visual_loss, visual_modeling_loss(states[:4], features, model.lm_head, model.vm_head))
+        close(outputs.visual_loss, loss_of(states[:4], features, model.lm_head, model.vm_head))
         # An image that nothing precedes has one patch less to predict.
         outputs = model(ids[:, 1:], pixels, labels=torch.full_like(ids[:, 1:], -100), output_hidden_states=True)
         states = outputs.hidden_states[-1][0]
-        close(outputs.visual_loss, visual_modeling_loss(states[:3], features[1:], model.lm_head, model.vm_head))
+        close(outputs.visual_loss, loss_of(states[:3], features[1:], model.lm_head, model.vm_head))
 
 
 def test_a_detached_target_gets_no_gradient():
@@ -419,6 +459,12 @@ def test_both_heads_grow_with_the_vocabulary():
     assert model.get_input_embeddings().weight.shape[0] == 70
     assert model.lm_head.weight.shape[0] == model.vm_head.weight.shape[0] == 70
     assert model.config.text_config.vocab_size == 70
+    logits = model(torch.tensor([[1, 2]])).logits
+    lowest = logits == torch.finfo(logits.dtype).min
+    assert lowest[..., 64].all()
+    assert lowest.sum() == 2  # the row behind the placeholder is a word now
+    with pytest.raises(ValueError, match=r"`new_num_tokens` must be above `image_token_id` \(64\), got 64"):
+        model.resize_token_embeddings(64)
 
 
 # Any tower, any language model
@@ -441,13 +487,14 @@ def towers(folder: Path) -> dict[str, int]:
 
 
 def test_assembled_from_any_vision_tower(tmp_path):
-    text = LlamaForCausalLM(LlamaConfig(**tiny_vw_lmm_config().text_config.to_dict()))
+    text = LlamaForCausalLM(LlamaConfig(**{**tiny_vw_lmm_config().text_config.to_dict(), "vocab_size": 64}))
     text.save_pretrained(tmp_path / "text")
     for name, tokens in towers(tmp_path).items():
         model = VwLmmForCausalLM.from_vision_text_pretrained(str(tmp_path / name), str(tmp_path / "text"))
         assert model.config.image_seq_length == tokens, name
         assert model.config.image_token_id == 64
-        close(model.lm_head.weight, text.lm_head.weight)
+        assert model.config.text_config.vocab_size == model.config.image_token_id + model.config.num_reserved_tokens
+        close(model.lm_head.weight[:64], text.lm_head.weight)
         assert not any(p.is_meta or p.isnan().any() for p in model.parameters())
         ids = torch.tensor([[1] + [64] * tokens + [5, 6]])
         pixels = torch.randn(1, 3, 16, 16)

@@ -13,11 +13,7 @@ from transformers import (
 )
 
 from triptych.modeling import vw_lmm_with_grr_coca, vw_lmm_with_mammut  # noqa: F401  (make our towers known to VW-LMM)
-from triptych.modeling.configuration_grr_coca import (
-    GrrCocaConfig,
-    GrrCocaTextConfig,
-    GrrCocaVisionConfig,
-)
+from triptych.modeling.configuration_grr_coca import GrrCocaConfig, GrrCocaTextConfig, GrrCocaVisionConfig
 from triptych.modeling.configuration_mammut import (
     MammutConfig,
     MammutDetectionConfig,
@@ -47,59 +43,37 @@ from triptych.processing.processing_vw_lmm import VwLmmProcessor
 
 __version__ = "0.1.0"
 
-AutoConfig.register("grr_coca", GrrCocaConfig, exist_ok=True)
-AutoConfig.register("grr_coca_text_model", GrrCocaTextConfig, exist_ok=True)
-AutoConfig.register("grr_coca_vision_model", GrrCocaVisionConfig, exist_ok=True)
-AutoModel.register(GrrCocaConfig, GrrCocaModel, exist_ok=True)
-AutoModel.register(GrrCocaTextConfig, GrrCocaTextModel, exist_ok=True)
-AutoModel.register(GrrCocaVisionConfig, GrrCocaVisionModel, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(GrrCocaConfig, GrrCocaModel, exist_ok=True)
-AutoModelForImageTextToText.register(GrrCocaConfig, GrrCocaForConditionalGeneration, exist_ok=True)
-AutoModelForPreTraining.register(GrrCocaConfig, GrrCocaForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(GrrCocaConfig, GrrCocaProcessor, exist_ok=True)
+_CONFIGS = (
+    GrrCocaConfig, GrrCocaTextConfig, GrrCocaVisionConfig,
+    MammutConfig, MammutTextConfig, MammutVisionConfig, MammutDetectionConfig,
+    VwLmmConfig,
+)  # fmt: skip
+_PROCESSORS = {GrrCocaConfig: GrrCocaProcessor, MammutConfig: MammutProcessor, VwLmmConfig: VwLmmProcessor}
+_AUTO_CLASSES = {
+    GrrCocaModel: (AutoModel, AutoModelForZeroShotImageClassification),
+    GrrCocaTextModel: (AutoModel,),
+    GrrCocaVisionModel: (AutoModel,),
+    GrrCocaForConditionalGeneration: (AutoModelForImageTextToText, AutoModelForPreTraining),
+    MammutModel: (AutoModel, AutoModelForZeroShotImageClassification),
+    MammutTextModel: (AutoModel,),
+    MammutVisionModel: (AutoModel,),
+    MammutForConditionalGeneration: (AutoModelForImageTextToText, AutoModelForPreTraining),
+    MammutForObjectDetection: (AutoModelForZeroShotObjectDetection,),
+    VwLmmModel: (AutoModel,),
+    VwLmmForCausalLM: (AutoModelForImageTextToText, AutoModelForCausalLM, AutoModelForMultimodalLM),
+}
 
-AutoConfig.register("mammut", MammutConfig, exist_ok=True)
-AutoConfig.register("mammut_detection", MammutDetectionConfig, exist_ok=True)
-AutoConfig.register("mammut_text_model", MammutTextConfig, exist_ok=True)
-AutoConfig.register("mammut_vision_model", MammutVisionConfig, exist_ok=True)
-AutoModel.register(MammutConfig, MammutModel, exist_ok=True)
-AutoModel.register(MammutTextConfig, MammutTextModel, exist_ok=True)
-AutoModel.register(MammutVisionConfig, MammutVisionModel, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(MammutConfig, MammutModel, exist_ok=True)
-AutoModelForZeroShotObjectDetection.register(MammutConfig, MammutForObjectDetection, exist_ok=True)
-AutoModelForImageTextToText.register(MammutConfig, MammutForConditionalGeneration, exist_ok=True)
-AutoModelForPreTraining.register(MammutConfig, MammutForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(MammutConfig, MammutProcessor, exist_ok=True)
-
-AutoConfig.register("vw_lmm", VwLmmConfig, exist_ok=True)
-AutoModel.register(VwLmmConfig, VwLmmModel, exist_ok=True)
-AutoModelForImageTextToText.register(VwLmmConfig, VwLmmForCausalLM, exist_ok=True)
-AutoModelForCausalLM.register(VwLmmConfig, VwLmmForCausalLM, exist_ok=True)
-AutoModelForMultimodalLM.register(VwLmmConfig, VwLmmForCausalLM, exist_ok=True)
-AutoProcessor.register(VwLmmConfig, VwLmmProcessor, exist_ok=True)
+for _config in _CONFIGS:
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+for _config, _processor in _PROCESSORS.items():
+    AutoProcessor.register(_config, _processor, exist_ok=True)
+for _model, _auto_classes in _AUTO_CLASSES.items():
+    for _auto_class in _auto_classes:
+        _auto_class.register(_model.config_class, _model, exist_ok=True)
 
 __all__ = [
-    "GrrCocaConfig",
-    "GrrCocaForConditionalGeneration",
-    "GrrCocaModel",
-    "GrrCocaProcessor",
-    "GrrCocaTextConfig",
-    "GrrCocaTextModel",
-    "GrrCocaVisionConfig",
-    "GrrCocaVisionModel",
-    "MammutConfig",
-    "MammutDetectionConfig",
-    "MammutForConditionalGeneration",
-    "MammutForObjectDetection",
-    "MammutModel",
-    "MammutProcessor",
-    "MammutTextConfig",
-    "MammutTextModel",
-    "MammutVisionConfig",
-    "MammutVisionModel",
-    "VwLmmConfig",
-    "VwLmmForCausalLM",
-    "VwLmmModel",
-    "VwLmmProcessor",
-    "pipeline",
-]
+    "GrrCocaConfig", "GrrCocaForConditionalGeneration", "GrrCocaModel", "GrrCocaProcessor", "GrrCocaTextConfig", "GrrCocaTextModel",
+    "GrrCocaVisionConfig", "GrrCocaVisionModel", "MammutConfig", "MammutDetectionConfig", "MammutForConditionalGeneration",
+    "MammutForObjectDetection", "MammutModel", "MammutProcessor", "MammutTextConfig", "MammutTextModel", "MammutVisionConfig",
+    "MammutVisionModel", "VwLmmConfig", "VwLmmForCausalLM", "VwLmmModel", "VwLmmProcessor", "pipeline",
+]  # fmt: skip

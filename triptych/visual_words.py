@@ -67,7 +67,7 @@ def visual_word_map(
     if side * side != ids.shape[1]:
         raise ValueError(f"The {ids.shape[1]} patches of the image form no square.")
     features = model.get_image_features(pixel_values, return_dict=True).pooler_output[0]
-    distribution = model.vm_head(features).float().softmax(-1)  # (num_patches, vocab_size)
+    distribution = model.word_logits(model.vm_head, features).float().softmax(-1)  # (num_patches, vocab_size)
 
     def decode(token_id: int) -> str:
         return processor.tokenizer.decode([token_id], skip_special_tokens=True)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from triptych.modeling.configuration_vw_lmm import vocabulary_with_placeholder
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -15,6 +17,7 @@ class Origin:
         part, parts (`int`): Which of so many equal blocks of its rows (q, k and v in one matrix).
         is_transposed (`bool`): Stored as (in, out).
         is_scalar (`bool`): A single number, of shape (1,) here and stored with or without a dimension.
+        is_vocabulary (`bool`): A row per word, and here rows for VW-LMM's placeholder behind them, the mean of all words.
     """
 
     key: str
@@ -22,12 +25,13 @@ class Origin:
     parts: int = 1
     is_transposed: bool = False
     is_scalar: bool = False
+    is_vocabulary: bool = False
 
     def can_take(self, tensor: torch.Tensor) -> bool:
         """Whether a foreign tensor has the form that this origin expects: one number, a matrix, rows in equal blocks."""
         if self.is_scalar:
             return tensor.numel() == 1
-        if self.is_transposed:
+        if self.is_transposed or self.is_vocabulary:
             return tensor.ndim == 2
         return self.parts == 1 or (tensor.ndim > 0 and len(tensor) > 0 and len(tensor) % self.parts == 0)
 
@@ -35,6 +39,10 @@ class Origin:
         """Our parameter out of the foreign tensor; a meta tensor gives a meta tensor."""
         if self.is_scalar:
             return tensor.reshape(1)
+        if self.is_vocabulary:
+            missing = vocabulary_with_placeholder(len(tensor)) - len(tensor)
+            mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+            return torch.cat([tensor, mean.expand(missing, *mean.shape[1:])])
         if self.is_transposed:
             tensor = tensor.T
         if self.parts > 1:

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, Mistra
 
 from triptych.convert.foreign_keys import UNREAD, fixed, read_keys
 from triptych.convert.origin import Origin
-from triptych.modeling.configuration_vw_lmm import VwLmmConfig
+from triptych.modeling.configuration_vw_lmm import VwLmmConfig, vocabulary_with_placeholder
 
 
 VISION_PREFIX = "model.vision_tower.vision_tower.vision_model."
@@ -25,6 +25,7 @@ _PREFIXES = {
 _TOWER = "clip-vit-large-patch14-336"  # openai's
 _CLIP = VwLmmConfig.presets()["vw-lmm-vicuna-7b"]["vision_config"]
 _TEXT_CLASSES = {"mistral": MistralConfig, "llama": LlamaConfig}
+_VOCABULARIES = ("model.language_model.embed_tokens.weight", "lm_head.weight", "vm_head.weight")
 _PROJECTOR = "model.multi_modal_projector."
 
 
@@ -44,7 +45,7 @@ def origins(names: Iterable[str]) -> dict[str, Origin]:
         ours = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
         if ours is None:
             raise ValueError(f"`{name}` stands nowhere in the layout of VW-LMM's authors.")
-        found[name] = Origin(prefixes[ours] + name.removeprefix(ours))
+        found[name] = Origin(prefixes[ours] + name.removeprefix(ours), is_vocabulary=name in _VOCABULARIES)
     return found
 
 
@@ -103,11 +104,14 @@ def convert_config(config: dict, pseudo_image_features: bool) -> VwLmmConfig:
             "rope_scaling.", found["rope_scaling"], {"type": [None, "linear", "dynamic"], "factor": [1.0]}
         )
         rope |= {"rope_type": scaling["type"], "factor": scaling["factor"]}
+    words = text.pop("vocab_size")
+    vocabulary = vocabulary_with_placeholder(words)
     has_class_token = found["mm_vision_select_feature"] == "cls_patch"
     return VwLmmConfig(
         vision_config=CLIPVisionConfig(**vision),
-        text_config=text_class(**text, rope_parameters=rope),
-        image_token_id=config["vocab_size"],
+        text_config=text_class(**text, vocab_size=vocabulary, rope_parameters=rope),
+        image_token_id=words,
+        num_reserved_tokens=vocabulary - words,
         image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2 + has_class_token,
         vision_feature_layer=found["mm_vision_select_layer"],
         vision_feature_select_strategy="full" if has_class_token else "default",

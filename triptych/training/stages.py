@@ -158,13 +158,14 @@ def build_vw_lmm(args: StageArguments) -> tuple[VwLmmForCausalLM, VwLmmProcessor
     """A model of two checkpoints, with its processor."""
     source, options = (args.text, {}) if args.text is not None else smollm2_checkpoint()
     chat_template = args.chat_template or (CHAT_TEMPLATE if args.text is None else None)
+    processor = VwLmmProcessor.from_vision_text_pretrained(args.vision, source, 1, chat_template, options)
     model = VwLmmForCausalLM.from_vision_text_pretrained(
-        args.vision, source, text_kwargs={**options, "dtype": torch.float32}
+        args.vision,
+        source,
+        text_kwargs={**options, "dtype": torch.float32},
+        image_token_id=processor.image_token_id,
     )
-    processor = VwLmmProcessor.from_vision_text_pretrained(
-        args.vision, source, model.config.image_seq_length, chat_template, options
-    )
-    model.config.image_token_id = processor.image_token_id
+    processor.image_seq_length = model.config.image_seq_length
     return model, processor
 
 
