@@ -17,10 +17,6 @@ import PIL.Image
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
 
-LICENSE = "cc-by-sa-4.0"
-ATTRIBUTION = "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
-SOURCE_URL = "https://openmoji.org"
-
 _SAME_LOOK = 2.0
 _TONE = r"(?:light|medium-light|medium|medium-dark|dark) skin tone"
 _COLOURS = "red|orange|yellow|green|blue|light blue|purple|brown|black|white|grey|pink|dark"
@@ -199,6 +195,5 @@ def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> 
 
 
 __all__ = [
-    "ATTRIBUTION", "LICENSE", "SOURCE_URL", "caption_of", "load_openmoji_captions", "named_drawings", "picture_of",
-    "pictures_named", "render", "share_of_hash",
+    "caption_of", "load_openmoji_captions", "named_drawings", "picture_of", "pictures_named", "render", "share_of_hash",
 ]  # fmt: skip
