@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,8 @@ def _all_drawings() -> list[dict]:
     return items
 
 
-def pictures_named(captions: Iterable[str], size: int) -> dict[str, PIL.Image.Image]:
+@cache
+def pictures_named(captions: tuple[str, ...], size: int) -> dict[str, PIL.Image.Image]:
     """The drawings with these names as RGBA pictures of `size x size` pixels, on a transparent ground.
 
     Raises:
