@@ -183,6 +183,7 @@ def test_the_wheel_holds_every_room(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"triptych/{path.parent.name}/{path.name}" for path in TRAVELLING}
-    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "triptych").rglob("*.py")}
-    assert expected | {"triptych/model_cards/template.md", "triptych/py.typed"} <= held
+    resources = {".py", ".yaml", ".jinja", ".typed"}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "triptych").rglob("*") if path.suffix in resources}
+    assert expected | {"triptych/model_cards/template.md"} <= held
     assert not [name for name in held if not name.startswith(("triptych/", "triptych-"))]

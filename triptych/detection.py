@@ -1,12 +1,11 @@
 """Find things by their names: a detector with its class embeddings cached, and pictures of what it found."""
 
-import colorsys
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from triptych.modeling.modeling_mammut_detection import MammutForObjectDetection
 from triptych.processing.pictures import to_rgb
@@ -75,11 +74,10 @@ class Detector:
         )
 
 
-def _colour(name: str) -> tuple[int, int, int]:
+def _colour(name: str) -> tuple[int, ...]:
     """The same saturated colour for a name everywhere."""
-    hue = hashlib.sha256(name.encode()).digest()[0] / 256
-    red, green, blue = colorsys.hsv_to_rgb(hue, 1.0, 0.75)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    hue = 360 * hashlib.sha256(name.encode()).digest()[0] / 256
+    return ImageColor.getrgb(f"hsv({hue}, 100%, 75%)")
 
 
 def draw_detections(image: Image.Image, detections: dict[str, Any], least_side: int = 640) -> Image.Image:

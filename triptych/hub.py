@@ -216,9 +216,6 @@ def save_adapter(
         card (`dict`): Fields of `model_cards/adapter_template.md`.
         extra_files (`dict`, *optional*): As in [`save_repository`].
 
-    Returns:
-        `Path`: The folder.
-
     Raises:
         ValueError: If `folder` is an existing file, or holds a model, or the model has several adapters.
     """

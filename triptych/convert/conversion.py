@@ -317,7 +317,13 @@ def convert(
     )
     folder = Path(destination)
     _check_space(folder, sum(tensor.numel() * tensor.element_size() for tensor in ours.values()))
+    sizes: Counter = Counter()
+    for tensor in ours.values():
+        sizes[tensor.dtype] += tensor.numel()
+    model.to(sizes.most_common(1)[0][0])  # `save_pretrained` writes the model's type into the configuration
     with staged(folder, last="config.json") as staging:
+        model.save_pretrained(staging, state_dict={})
+        (staging / "model.safetensors").unlink(missing_ok=True)  # holds nothing: weights come shard by shard
         for name, names in tqdm(shards.filename_to_tensors.items(), desc="convert", unit="shard"):
             tensors = {key: origins[key].take(stored[origins[key].key]).contiguous() for key in names}
             save_file(tensors, staging / name, metadata={"format": "pt"})
@@ -326,11 +332,6 @@ def convert(
         if shards.is_sharded:
             index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
             (staging / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-        sizes: Counter = Counter()
-        for tensor in ours.values():
-            sizes[tensor.dtype] += tensor.numel()
-        model.to(sizes.most_common(1)[0][0])  # `save_pretrained` writes the model's type into the configuration
-        _save_without_weights(model, staging)
         if processor is not None:
             processor.save_pretrained(staging)
         _write_card(chosen, model, stored, staging)
@@ -342,17 +343,6 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise ValueError(f"{folder} needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB left.")
-
-
-def _save_without_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Configuration, generation configuration and code, as `save_pretrained` writes them."""
-    weights = {path.name for path in folder.glob("*.safetensors*")}
-    placeholder = folder / "placeholder"
-    model.save_pretrained(placeholder, state_dict={})
-    for path in placeholder.iterdir():
-        if ".safetensors" not in path.name and path.name not in weights:
-            path.replace(folder / path.name)
-    shutil.rmtree(placeholder)
 
 
 def _write_card(layout: Layout, model: Any, source: Source, folder: Path) -> None:

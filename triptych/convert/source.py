@@ -38,19 +38,19 @@ class Source(Mapping[str, torch.Tensor]):
             except HFValidationError as error:
                 raise ValueError(f"{location!r} is neither a file, a folder, nor 'owner/name' on the Hub.") from error
         self.folder = path if path.is_dir() else path.parent
-        self.files = [path]
+        files = [path]
         if path.is_dir():
             names = [file.name for file in path.iterdir() if file.is_file()]
-            self.files = [path / name for name in _weights_among(names, path.joinpath, location)]
-        self._meta: dict[str, torch.Tensor] | None = None
+            files = [path / name for name in _weights_among(names, path.joinpath, location)]
         self._pickles: dict[Path, dict[str, torch.Tensor]] = {}
-        self._where: dict[str, tuple[Path, str]] = {}  # name -> file, its key there
-        for file in self.files:
-            for key in self._without_values(file):
-                self._where[key.removeprefix("module.")] = (file, key)
+        # name -> file, its key there, the tensor on the meta device
+        self._where: dict[str, tuple[Path, str, torch.Tensor]] = {}
+        for file in files:
+            for key, tensor in self._without_values(file).items():
+                self._where[key.removeprefix("module.")] = (file, key, tensor)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        file, key = self._where[name]
+        file, key, _ = self._where[name]
         if file.suffix != ".safetensors":
             return self._unpickle(file)[key]
         with safe_open(file, framework="pt") as opened:
@@ -64,10 +64,7 @@ class Source(Mapping[str, torch.Tensor]):
 
     def meta(self) -> dict[str, torch.Tensor]:
         """All tensors on the meta device: shapes and types, no values."""
-        if self._meta is None:
-            tensors = {file: self._without_values(file) for file in self.files}
-            self._meta = {name: tensors[file][key] for name, (file, key) in self._where.items()}
-        return self._meta
+        return {name: tensor for name, (_, _, tensor) in self._where.items()}
 
     def config_file(self) -> Path | None:
         """The JSON configuration beside the weights, if there is one: open_clip's, or `config.json`."""
@@ -88,8 +85,6 @@ class Source(Mapping[str, torch.Tensor]):
         if not found:
             raise ValueError(f"{other.location} holds no tensor whose name begins with {other_prefix!r}.")
         self._where = {name: place for name, place in self._where.items() if not name.startswith(prefix)} | found
-        self.files = [*self.files, *other.files]
-        self._meta = None
 
     def release(self) -> None:
         """Give the memory of what was read back."""

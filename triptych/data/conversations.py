@@ -178,9 +178,8 @@ def load_conversations(
             first = str(error) if len(kept) == index else first
     if not kept:
         raise ValueError(f"{name} holds no conversation. {first}")
-    if len(kept) == len(rows):
-        return data
-    logger.warning(f"{len(rows) - len(kept)} of {len(rows)} rows were left out. The first: {first}")
+    if len(kept) < len(rows):
+        logger.warning(f"{len(rows) - len(kept)} of {len(rows)} rows were left out. The first: {first}")
     return ConversationDataset([rows[i] for i in kept], str(data.image_folder), [places[i] for i in kept])
 
 

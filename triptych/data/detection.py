@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 from datasets import DatasetDict, Features, List, Value
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 from transformers.utils import logging
@@ -101,8 +101,8 @@ def _coco_rows(
 
 def _load_coco(train: str, test: str, folder: str, on_bad_row: str) -> DetectionData:
     """Two files in COCO's or LVIS's form; their classes are those of the test file."""
-    found = {}
-    for split, path in (("train", train), ("test", test)):
+    paths, found = {"train": train, "test": test}, {}
+    for split, path in paths.items():
         try:
             found[split] = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, json.JSONDecodeError) as error:
@@ -129,10 +129,8 @@ def _load_coco(train: str, test: str, folder: str, on_bad_row: str) -> Detection
         }
     )
     splits = {
-        split: datasets.Dataset.from_list(
-            list(_coco_rows(content, path, folder, index, on_bad_row)), features=features
-        )
-        for (split, content), path in zip(found.items(), (train, test), strict=True)
+        split: datasets.Dataset.from_list(list(_coco_rows(found[split], path, folder, index, on_bad_row)), features)
+        for split, path in paths.items()
     }
     groups: dict[str, list[int]] = {}
     for position, category in enumerate(categories):
@@ -188,12 +186,11 @@ def load_detection(
     Args:
         name (`str`): `"emoji-scenes"` (built from installed packages); with annotations the folder of the images; otherwise a folder
             with `metadata.jsonl`, or a data set on the Hub, with the usual `objects` column.
-        config_name (`str`, *optional*): Configuration of a Hub data set.
         train_annotations, eval_annotations (`str`, *optional*): Files in COCO's or LVIS's form.
         novel_classes (`Sequence[str]` or `str`, *optional*): Classes, or a file with one per line, that lose their boxes in training. Default: the novel concepts of emoji
             scenes, LVIS's rare classes, and none elsewhere.
         image_size (`int`), num_scenes (`int`): Of emoji scenes.
-        options: Of [`load_splits`].
+        config_name, options: Of [`load_splits`].
 
     Raises:
         ValueError: If something is missing, or a novel class does not exist.
@@ -250,13 +247,8 @@ def _turned(entry: dict[str, Any], turn: int, stored: tuple[int, int]) -> dict[s
     y = left if turn in (5, 6) else stored[0] - left - width
     changed = {**entry, "bbox": [x, y, height, width]}
     if "mask" in entry:
-        ways = (
-            Image.Transpose.TRANSPOSE,
-            Image.Transpose.ROTATE_270,
-            Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        )
-        changed["mask"] = entry["mask"].transpose(ways[turn - 5])
+        entry["mask"].getexif()[ExifTags.Base.Orientation] = turn  # so that it is turned like its picture
+        changed["mask"] = ImageOps.exif_transpose(entry["mask"])
     return changed
 
 

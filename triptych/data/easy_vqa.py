@@ -3,10 +3,6 @@
 from datasets import Dataset, DatasetDict, Features, Image, Sequence, Value
 
 
-ATTRIBUTION = "easy-VQA by Victor Zhou"
-SOURCE_URL = "https://github.com/vzhou842/easy-VQA"
-LICENSE = "mit"
-
 QUESTION_FEATURES = {
     "question": Value("string"),
     "answers": Sequence(Value("string")),
@@ -54,4 +50,4 @@ def load_easy_vqa() -> DatasetDict:
     return DatasetDict(splits)
 
 
-__all__ = ["ATTRIBUTION", "LICENSE", "QUESTION_FEATURES", "SOURCE_URL", "load_easy_vqa"]
+__all__ = ["QUESTION_FEATURES", "load_easy_vqa"]

@@ -131,11 +131,8 @@ def compose(
                 areas.append(int(whole))
                 break
     masks = [owner == index for index in range(len(shown))]
-    boxes = np.zeros((len(shown), 4), dtype=np.float32)
-    for box, mask in zip(boxes, masks, strict=True):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return picture, shown, boxes, masks
+    boxes = [PILImage.fromarray(mask).getbbox() for mask in masks]
+    return picture, shown, np.array(boxes, dtype=np.float32).reshape(-1, 4), masks
 
 
 def _scenes(

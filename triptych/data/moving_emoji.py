@@ -5,7 +5,7 @@ are asked. Every emoji has one direction in which it never moves in the training
 """
 
 import random
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Value
@@ -63,16 +63,10 @@ def _scene(seed: str, held_out: bool) -> dict[str, Any]:
     }
 
 
-@cache
-def _sprites(size: int) -> dict[str, Image.Image]:
-    """Every emoji as an RGBA picture of `size x size` pixels."""
-    return pictures_named(EMOJIS, size)
-
-
 def render_clip(scene: dict[str, Any], image_size: int) -> list[Image.Image]:
     """The 32 frames of a scene, RGB, `image_size x image_size` pixels. Emojis are a third of the frame's side wide."""
     sprite_size = round(image_size / 3)
-    sprites = _sprites(sprite_size)
+    sprites = pictures_named(EMOJIS, sprite_size)
     mover, *standing = scene["emojis"]
 
     def paste(frame: Image.Image, name: str, x: float, y: float) -> None:

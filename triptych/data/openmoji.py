@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,6 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-
-LICENSE = "cc-by-sa-4.0"
-ATTRIBUTION = "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
-SOURCE_URL = "https://openmoji.org"
 
 _SAME_LOOK = 2.0
 _TONE = r"(?:light|medium-light|medium|medium-dark|dark) skin tone"
@@ -126,7 +121,8 @@ def _all_drawings() -> list[dict]:
     return items
 
 
-def pictures_named(captions: Iterable[str], size: int) -> dict[str, PIL.Image.Image]:
+@cache
+def pictures_named(captions: tuple[str, ...], size: int) -> dict[str, PIL.Image.Image]:
     """The drawings with these names as RGBA pictures of `size x size` pixels, on a transparent ground.
 
     Raises:
@@ -199,6 +195,5 @@ def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> 
 
 
 __all__ = [
-    "ATTRIBUTION", "LICENSE", "SOURCE_URL", "caption_of", "load_openmoji_captions", "named_drawings", "picture_of",
-    "pictures_named", "render", "share_of_hash",
+    "caption_of", "load_openmoji_captions", "named_drawings", "picture_of", "pictures_named", "render", "share_of_hash",
 ]  # fmt: skip

@@ -29,10 +29,9 @@ def load_pairs(
 
     Args:
         name (`str`): `"openmoji"` (built from installed packages), or what [`load_splits`] reads.
-        config_name (`str`, *optional*): Configuration of a Hub data set.
         image_column, caption_column (`str`): Columns to read. A caption may be a list of captions.
         image_size (`int`): Size at which OpenMoji is rendered, in pixels.
-        options: Of [`load_splits`].
+        config_name, options: Of [`load_splits`].
     """
     if name == "openmoji":
         return load_openmoji_captions(image_size)

@@ -42,11 +42,10 @@ def load_questions(
 
     Args:
         name (`str`): `"easy-vqa"` (from the installed package), or what [`load_splits`] reads.
-        config_name (`str`, *optional*): Configuration of a Hub data set.
         image_column, question_column, answer_column (`str`): Columns to read. An answer is a string, a list of strings or
             VQAv2's list of dicts.
         answer_type_column (`str`): Column with the kind of answer; guessed as the VQA challenge does if it is missing.
-        options: Of [`load_splits`].
+        config_name, options: Of [`load_splits`].
     """
     if name == "easy-vqa":
         return load_easy_vqa()

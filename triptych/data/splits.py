@@ -86,10 +86,9 @@ def hold_out(data: datasets.Dataset, groups: Sequence[Hashable], fraction: float
         )
     count = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
     chosen = set(random.Random(seed).sample(distinct, count))
-    rows: dict[bool, list[int]] = {False: [], True: []}
-    for row, group in enumerate(groups):
-        rows[group in chosen].append(row)
-    return DatasetDict(train=data.select(rows[False]), test=data.select(rows[True]))
+    train = [row for row, group in enumerate(groups) if group not in chosen]
+    test = [row for row, group in enumerate(groups) if group in chosen]
+    return DatasetDict(train=data.select(train), test=data.select(test))
 
 
 def load_splits(

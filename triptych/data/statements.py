@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.data import easy_vqa, openmoji
+import yaml
 
 
 @dataclass(frozen=True)
@@ -27,49 +27,17 @@ class Statement:
     hub_name: str | None = None
 
 
-_DRAWINGS = f"Drawings: OpenMoji ({openmoji.SOURCE_URL}). {openmoji.ATTRIBUTION}."
-_NAMES = (
-    f"{_DRAWINGS} Captions: Unicode CLDR short names. The weights were trained on CC BY-SA 4.0 material and are published under "
-    "the same licence."
-)
-_EASY_VQA = f"{easy_vqa.ATTRIBUTION}, {easy_vqa.SOURCE_URL}, MIT licence."
+def _brought() -> dict[str, Statement]:
+    """By name, what `statements.yaml` says."""
+    entries = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return {
+        name: Statement(**{**entry, "text": " ".join(entry["text"]), "limits": " ".join(entry["limits"])})
+        for name, entry in entries.items()
+        if not name.startswith(".")
+    }
 
 
-def _only(grounds: str) -> str:
-    return (
-        f"The model knows flat emoji drawings on {grounds} and their names, nothing else: photographs are out of its domain. A "
-        "concept without a relative in the training split is named wrongly. Skin tones and genders in its captions are those of "
-        "Unicode's names, not statements about people."
-    )
-
-
-_SMALL_WORLD = (
-    "Knows nothing but pictures and questions like those of its data; other ones get an answer all the same."
-)
-STATEMENTS = {
-    "openmoji": Statement("OpenMoji captions", openmoji.LICENSE, _NAMES, _only("white"), "en"),
-    "openmoji-scenes": Statement(
-        "OpenMoji captions", openmoji.LICENSE, _NAMES, _only("plain and patterned grounds"), "en"
-    ),
-    "emoji-scenes": Statement(
-        "emoji-scenes", openmoji.LICENSE, _DRAWINGS, "Knows nothing but pictures like those of its data.", "en"
-    ),
-    "easy-vqa": Statement("easy-vqa", easy_vqa.LICENSE, _EASY_VQA, _SMALL_WORLD, "en"),
-    "moving-emoji": Statement(
-        "moving-emoji",
-        openmoji.LICENSE,
-        f"Clips rendered from OpenMoji. {_DRAWINGS} The weights are published under the same licence.",
-        _SMALL_WORLD,
-        "en",
-    ),
-    "openmoji-questions": Statement(
-        "pictures of OpenMoji drawings and easy-VQA",
-        openmoji.LICENSE,
-        f"{_DRAWINGS} {_EASY_VQA} The weights are published under the licence of the drawings.",
-        _SMALL_WORLD,
-        "en",
-    ),
-}
+STATEMENTS = _brought()
 
 
 def statement_of(dataset: str, license_id: str | None = None) -> Statement:

@@ -1,6 +1,7 @@
 """Questions about video files: MSRVTT-QA and MSVD-QA in the layout of their authors (Xu et al. 2017)."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,6 @@ from triptych.data.easy_vqa import QUESTION_FEATURES
 
 
 _SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
-
-
-def _youtube_names(folder: Path) -> dict[str, str]:
-    """MSVD's `youtube_mapping.txt`: the file's name of `vid<number>`."""
-    mapping = folder / "youtube_mapping.txt"
-    if not mapping.exists():
-        return {}
-    return {
-        number: name for name, number in (line.split() for line in mapping.read_text().splitlines() if line.strip())
-    }
 
 
 def load_video_questions(folder: str, eval_split: str = "test") -> DatasetDict:
@@ -45,7 +36,9 @@ def load_video_questions(folder: str, eval_split: str = "test") -> DatasetDict:
     if not root.is_dir():
         raise ValueError(f"`dataset` must be 'moving-emoji' or a folder, got {folder!r}.")
     files = {path.stem: path for path in sorted(root.rglob("*")) if path.suffix.lower() in _SUFFIXES}
-    youtube = _youtube_names(root)
+    mapping = root / "youtube_mapping.txt"  # of MSVD: a file's name and its `vid<number>` per line
+    lines = mapping.read_text().splitlines() if mapping.exists() else []
+    youtube = {number: name for name, number in map(str.split, filter(str.strip, lines))}
     splits = {}
     for target, source in (("train", "train"), ("test", eval_split)):
         path = root / f"{source}_qa.json"
@@ -78,7 +71,6 @@ class VideoQuestionDataset(Dataset):
 
     def __init__(self, data: datasets.Dataset):
         self.data = data
-        self._paths: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.data)
@@ -89,9 +81,8 @@ class VideoQuestionDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data[index]
-        # The same string object for the same file, by which the collator knows it again.
-        path = self._paths.setdefault(row["video"], row["video"])
-        return {**row, "video": path, "answer": row["answers"][0]}
+        # Interned: the same string object for the same file, by which the collator knows it again.
+        return {**row, "video": sys.intern(row["video"]), "answer": row["answers"][0]}
 
 
 __all__ = ["VideoQuestionDataset", "load_video_questions"]

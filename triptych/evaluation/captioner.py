@@ -129,10 +129,9 @@ def evaluate_pairs(
     batch_size = min(batch_size, len(images))
     with torch.no_grad():
         losses = [
-            captioner.model.contrastive_loss(
-                images[start : start + batch_size].to(device), texts[start : start + batch_size].to(device)
-            )
-            for start in range(0, len(images) - batch_size + 1, batch_size)
+            captioner.model.contrastive_loss(image_embeds.to(device), text_embeds.to(device))
+            for image_embeds, text_embeds in zip(images.split(batch_size), texts.split(batch_size), strict=True)
+            if len(image_embeds) == batch_size
         ]
     contrastive, config = torch.stack(losses).mean().item(), captioner.config
     return {

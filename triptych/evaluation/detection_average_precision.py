@@ -106,19 +106,17 @@ class DetectionAveragePrecision(DescribedMetric):
             ) from error
 
         truth, detections = _coco(predictions, references, self.config_name == "lvis", max_detections)
-        names: tuple[str, ...] = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-        names += tuple(f"{kind}_{group}" for group in groups or {} for kind in ("ap", "ap50"))
-        if not truth["annotations"]:
-            return dict.fromkeys(names, float("nan"))
         labels = [int(category["id"]) - 1 for category in truth["categories"]]
-        gold = COCO(truth)
-        # Without any detection the precision is 0 for every class that has an object.
-        found = gold.loadRes(detections) if detections else COCO({**truth, "annotations": []})
-        run = COCOeval_faster(gold, found, iouType="bbox", lvis_style=self.config_name == "lvis")
-        run.params.maxDets = [max_detections]
-        run.evaluate()
-        run.accumulate()
-        precision = run.eval["precision"][..., -1]  # (thresholds, recalls, classes, sizes)
+        precision = np.full((10, 1, len(labels), 4), -1.0)  # (thresholds, recalls, classes, sizes): nowhere an object
+        if truth["annotations"]:
+            gold = COCO(truth)
+            # Without any detection the precision is 0 for every class that has an object.
+            found = gold.loadRes(detections) if detections else COCO({**truth, "annotations": []})
+            run = COCOeval_faster(gold, found, iouType="bbox", lvis_style=self.config_name == "lvis")
+            run.params.maxDets = [max_detections]
+            run.evaluate()
+            run.accumulate()
+            precision = run.eval["precision"][..., -1]
         results = {
             "ap": _mean(precision[:, :, :, 0]),
             "ap50": _mean(precision[0, :, :, 0]),

@@ -40,28 +40,22 @@ def evaluate_detector(
     detector = Detector(model, processor)
     fusions = {"": True, "_without_fusion": False}
 
-    def detect(batch: list[dict[str, Any]]) -> list[tuple[dict, dict[str, dict]]]:
+    def detect(batch: list[dict[str, Any]]) -> list[dict[str, dict]]:
         images = [row["image"] for row in batch]
         pixel_values = processor(images=images, return_tensors="pt")["pixel_values"].to(accelerator.device)
         with accelerator.autocast():
             regions = model.get_regions(pixel_values)
-        found = {
-            name: processor.post_process_grounded_object_detection(
+        rows = [{"reference": reference_of(row)} for row in batch]
+        for name, fusion in fusions.items():
+            found = processor.post_process_grounded_object_detection(
                 model.classify(regions, embeds, is_base, fusion=fusion),
                 threshold=0.0,
                 target_sizes=[(image.height, image.width) for image in images],
                 top_k=model.config.detection_config.max_detections,
             )
-            for name, fusion in fusions.items()
-        }
-        predictions = [
-            {
-                name: {key: results[position][key].tolist() for key in ("boxes", "scores", "labels")}
-                for name, results in found.items()
-            }
-            for position in range(len(batch))
-        ]
-        return [(reference_of(row), predicted) for row, predicted in zip(batch, predictions, strict=True)]
+            for row, each in zip(rows, found, strict=True):
+                row[name] = {key: each[key].tolist() for key in ("boxes", "scores", "labels")}
+        return rows
 
     shown = Subset(dataset, range(min(num_images, len(dataset))))
     with evaluating(model):
@@ -70,10 +64,9 @@ def evaluate_detector(
     results: dict[str, float] = {}
     for name in fusions:
         metric = DetectionAveragePrecision("lvis" if data.is_lvis else "default")
-        references = [{key: row[0][key] for key in metric.inputs()["references"]} for row in rows]
         scores = metric.compute(
-            predictions=[row[1][name] for row in rows],
-            references=references,
+            predictions=[row[name] for row in rows],
+            references=[{key: row["reference"][key] for key in metric.inputs()["references"]} for row in rows],
             groups=data.groups,
             max_detections=300 if data.is_lvis else 100,
         )

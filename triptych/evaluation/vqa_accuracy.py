@@ -29,11 +29,8 @@ you'd you'd've you'll you're you've
 
 def _without_apostrophes(word: str) -> set[str]:
     """Every spelling of a contraction that misses one or more apostrophes."""
-    parts = word.split("'")
-    spellings = set()
-    for joints in itertools.product(("'", ""), repeat=len(parts) - 1):
-        spellings.add("".join(part + joint for part, joint in zip(parts, (*joints, ""), strict=True)))
-    return spellings - {word}
+    choices = [("'", "") if letter == "'" else (letter,) for letter in word]
+    return {"".join(letters) for letters in itertools.product(*choices)} - {word}
 
 
 _CONTRACTIONS = {

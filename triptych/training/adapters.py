@@ -34,12 +34,11 @@ def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PeftModel:
     """The model with an adapter, which alone is trained."""
     if args.load_in is not None:
         model = prepare_model_for_kbit_training(model)
-    # VW-LMM's VM head takes no part in the language loss.
-    exclude = ["vm_head"] if model.config.model_type == "vw_lmm" else None
-    named = args.target_modules != "all-linear"
+    targets = args.target_modules
     shared: dict[str, Any] = {
-        "target_modules": args.target_modules.split(",") if named else "all-linear",
-        "exclude_modules": exclude,
+        "target_modules": targets if targets == "all-linear" else targets.split(","),
+        # VW-LMM's VM head takes no part in the language loss.
+        "exclude_modules": ["vm_head"] if model.config.model_type == "vw_lmm" else None,
     }
     config: PeftConfig
     if args.method == "ia3":

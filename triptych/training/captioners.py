@@ -97,9 +97,8 @@ def load_or_build(
     """The checkpoint to go on from, or a fresh model whose vocabulary follows its tokenizer; and the processor.
 
     Args:
-        family (`str`): "grr-coca" or "mammut".
-        args (`ModelArguments`): What was asked for.
-        config (`PreTrainedConfig`): From [`config_of`].
+        family, args: As of [`config_of`].
+        config (`PreTrainedConfig`): From there.
         texts (`Iterable[str]`): What to train a tokenizer on.
     """
     _, model_class, processor_class = FAMILIES[family]

@@ -79,26 +79,20 @@ def keep_adapters_only(accelerator: Accelerator) -> None:
     accelerator.register_load_state_pre_hook(load)
 
 
-def refuse_old_checkpoints(folder: Path) -> None:
-    """A run from scratch must not mix its checkpoints with those of an earlier one.
+def checkpoint_to_resume(folder: Path, resume: bool) -> Path | None:
+    """The newest complete checkpoint, or `None` for a run from scratch, which must not mix its checkpoints with earlier ones.
 
     Raises:
-        ValueError: If there is a checkpoint.
-    """
-    if old := sorted(folder.glob("step-*")):
-        raise ValueError(f"{old[-1]} is a checkpoint of an earlier run: pass `resume` to go on, or delete {folder}.")
-
-
-def latest_checkpoint(folder: Path) -> Path:
-    """The newest complete checkpoint.
-
-    Raises:
-        ValueError: If there is none.
+        ValueError: If there is none to go on from; or one, but the run is from scratch.
     """
     checkpoints = sorted(folder.glob("step-*"))
-    if not checkpoints:
+    if resume and not checkpoints:
         raise ValueError(f"There is no checkpoint to resume from in {folder}. Start without `resume`.")
-    return checkpoints[-1]
+    if checkpoints and not resume:
+        raise ValueError(
+            f"{checkpoints[-1]} is a checkpoint of an earlier run: pass `resume` to go on, or delete {folder}."
+        )
+    return checkpoints[-1] if resume else None
 
 
-__all__ = ["keep_adapters_only", "latest_checkpoint", "load_checkpoint", "refuse_old_checkpoints", "save_checkpoint"]
+__all__ = ["checkpoint_to_resume", "keep_adapters_only", "load_checkpoint", "save_checkpoint"]

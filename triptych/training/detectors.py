@@ -1,8 +1,10 @@
 """The detector that a training starts from: an image-text MaMMUT with fresh heads, and what of it is trained."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import yaml
 from transformers import AutoProcessor, Owlv2ImageProcessor
 
 from triptych.arguments import argument
@@ -12,26 +14,7 @@ from triptych.processing.processing_mammut import MammutProcessor
 from triptych.training.captioners import read_json
 
 
-# For 288 pixels on a CPU; everything else is the configuration's default.
-SMALL_DETECTOR = {
-    "image_size": 288,
-    "window_size": 8,
-    "num_global_layers": 1,
-    "pyramid_scales": [2.0, 1.0, 0.5],
-    "channels": 96,
-    "rpn_samples": 128,
-    "rpn_background_fraction": 0.5,
-    "num_proposals": 200,
-    "box_conv_layers": 2,
-    "box_hidden_size": 384,
-    "box_samples": 64,
-    "max_detections": 100,
-    "keep_image_text_tower": True,
-    "image_text_temperature": None,
-    # A weak image-text model has less to say than CLIP-like ones; chosen on scenes of another seed.
-    "base_exponent": 0.05,
-    "novel_exponent": 0.3,
-}
+SMALL_DETECTOR = yaml.safe_load(Path(__file__).with_name("small_detector.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass

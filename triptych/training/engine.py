@@ -26,13 +26,7 @@ from triptych.data.orders import EpochSampler
 from triptych.hub import publish, save_adapter, save_repository, to_json
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.cards import run_facts
-from triptych.training.checkpoints import (
-    keep_adapters_only,
-    latest_checkpoint,
-    load_checkpoint,
-    refuse_old_checkpoints,
-    save_checkpoint,
-)
+from triptych.training.checkpoints import checkpoint_to_resume, keep_adapters_only, load_checkpoint, save_checkpoint
 from triptych.training.optimization import TrainingState, best_precision, weight_decay_groups
 from triptych.training.training_log import TrainingLog
 
@@ -149,9 +143,7 @@ class Engine:
         if args.gradient_accumulation_steps > 1 and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError("`gradient_accumulation_steps` must be 1 with DeepSpeed, which has its own.")
         set_seed(args.seed)
-        self.checkpoint = latest_checkpoint(self.checkpoints) if args.resume else None
-        if self.checkpoint is None:
-            refuse_old_checkpoints(self.checkpoints)
+        self.checkpoint = checkpoint_to_resume(self.checkpoints, args.resume)
         self.state = TrainingState()
         self.model: Any = None
         self.ema: AveragedModel | None = None

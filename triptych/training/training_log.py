@@ -41,9 +41,8 @@ class TrainingLog:
         self.path, self.accelerator, self.state, self.steps_per_epoch = path, accelerator, state, steps_per_epoch
         if accelerator.is_main_process:
             rows = _complete_rows(path) if resume else []
-            kept = [
-                row for row in rows if row["step"] <= state.step
-            ]  # a checkpoint stands behind its step's evaluation
+            # A checkpoint stands behind its step's evaluation.
+            kept = [row for row in rows if row["step"] <= state.step]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(to_json(row) + "\n" for row in kept), encoding="utf-8")
 
