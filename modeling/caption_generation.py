@@ -85,8 +85,8 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
             kwargs: Everything else that `GenerationMixin.generate` accepts.
 
         Returns:
-            `torch.LongTensor` of shape `(batch_size, length)` with the prompt in front, or what
-            `return_dict_in_generate` asks for.
+            `torch.LongTensor` of shape `(batch_size, prompt_length + new_tokens)` with the prompts in front, padded on the
+            left, or what `return_dict_in_generate` asks for.
 
         Raises:
             ValueError: If there is no image or another one is cached, images and prompts differ in number, or the request exceeds
@@ -114,34 +114,52 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         if image_index is not None and image_tokens is not None:
             image_tokens = select_images(image_tokens, image_index)
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        width, text_config = 0, self.config.text_config
+        settings = kwargs.get("generation_config") or self.generation_config
+        filler = kwargs.get("pad_token_id", settings.pad_token_id)
+        if filler is None:
+            filler = text_config.pad_token_id or 0
         if input_ids is not None:
             input_ids = torch.as_tensor(input_ids)
+            width = input_ids.shape[1]
             images = pixel_values if image_tokens is None else image_tokens
             if images is not None and len(input_ids) != len(images):
                 raise ValueError(
                     f"`input_ids` must hold one prompt per image, got {len(input_ids)} prompts and {len(images)} images."
                 )
             if cache is None or cache.get_seq_length() == 0:
-                text_config = self.config.text_config
+                pad, eos = text_config.pad_token_id, text_config.eos_token_id
                 input_ids, kwargs["attention_mask"] = align_prompts(
-                    input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id
+                    input_ids, kwargs.get("attention_mask"), pad, eos, filler
                 )
                 prompt_inputs = self._prompt_inputs(kwargs["attention_mask"])
-                settings = kwargs.get("generation_config") or self.generation_config
                 if prompt_inputs and kwargs.get("prefill_chunk_size", getattr(settings, "prefill_chunk_size", None)):
                     raise ValueError(
                         "`prefill_chunk_size` parts a prompt whose tokens see one another (`bidirectional_prefix`)."
                     )
                 kwargs |= prompt_inputs
-            elif kwargs.get("attention_mask") is None:
-                # transformers would take every padding id for padding, also within what was written so far
-                pad_token_id = self.config.text_config.pad_token_id
-                kwargs["attention_mask"] = ((input_ids != pad_token_id).cumsum(-1) > 0).long()
+            else:
+                # An earlier call has put columns in front, which its cache does not know.
+                mask = kwargs.get("attention_mask")
+                # Without a mask transformers would take every padding id for padding, also within what was written so far.
+                mask = ((input_ids != filler).cumsum(-1) > 0).long() if mask is None else mask
+                kwargs["attention_mask"] = mask
+                if mask.shape == input_ids.shape:
+                    start = width - int((mask.cumsum(-1) > 0).any(0).sum())
+                    input_ids, kwargs["attention_mask"] = input_ids[:, start:], mask[:, start:]
         if image_tokens is not None:
             kwargs["image_tokens"] = image_tokens
         if cache is not None:
             kwargs |= named_cache(cache)
-        return super().generate(input_ids, **kwargs)
+        outputs = super().generate(input_ids, **kwargs)
+        # As wide as the prompts were: what follows them begins where they ended.
+        lost = 0 if input_ids is None else width - input_ids.shape[1]
+        sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
+        sequences = torch.nn.functional.pad(sequences, (lost, 0), value=filler)
+        if isinstance(outputs, torch.Tensor):
+            return sequences
+        outputs.sequences = sequences
+        return outputs
 
 
 __all__ = ["CaptionGenerationMixin", "has_cached_image", "select_images"]

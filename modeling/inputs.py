@@ -156,8 +156,9 @@ def align_prompts(
     attention_mask: torch.Tensor | None,
     pad_token_id: int | None,
     eos_token_id: int | list[int] | None,
+    filler: int,
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """Make prompts ready to be continued: drop an EOS at their end and move all padding to the left.
+    """Make prompts ready to be continued: drop an EOS at their end, move all padding to the left and write `filler` there.
 
     Tokenizers close a text with EOS and pad on the right; a caption continues neither.
 
@@ -180,7 +181,7 @@ def align_prompts(
     order = keep.argsort(dim=-1, stable=True)  # padding first, tokens in their order behind it
     start = input_ids.shape[1] - int(lengths.max())
     keep = keep.gather(-1, order)[:, start:]
-    return input_ids.gather(-1, order)[:, start:].masked_fill(keep == 0, pad_token_id or 0), keep
+    return input_ids.gather(-1, order)[:, start:].masked_fill(keep == 0, filler), keep
 
 
 __all__ = [

@@ -699,7 +699,7 @@ def test_a_converted_coca_is_a_complete_repository(tmp_path):
     ]  # not the padding id of the original, "!" inside a word
     assert inputs["pixel_values"].shape == (1, 3, 28, 28)
     assert model.generate(**inputs, max_new_tokens=4).shape[0] == 1
-    assert model.generation_config.eos_token_id == 511
+    assert model.generation_config.eos_token_id == model.generation_config.pad_token_id == 511
     options["config"] = str(tmp_path / "config.json")
     other = json.loads((fixture / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({"model_cfg": other}))

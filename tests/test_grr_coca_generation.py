@@ -81,19 +81,36 @@ def test_prompts_of_unequal_length_equal_single_ones_on_either_padding_side(mode
         assert together[:, 4:].tolist() == alone, side
 
 
+@pytest.mark.parametrize("filler", [0, 2], ids=["padding", "eos"])
+def test_what_follows_a_prompt_begins_at_its_width(model, filler):
+    alone = [
+        model.generate(torch.tensor([prompt]), images()[row : row + 1], **NO_EOS)[0, len(prompt) :].tolist()
+        for row, prompt in enumerate([[1, 7, 9], [1, 5], [1]])
+    ]
+    prompts = torch.tensor([[1, 7, 9, 2, 0], [1, 5, 2, 0, 0], [1, 2, 0, 0, 0]])  # as a tokenizer writes texts
+    options = {**NO_EOS, "pad_token_id": filler}
+    ids = model.generate(prompts, images(), **options)
+    assert ids[:, 5:].tolist() == alone
+    assert ids[:, :2].tolist() == [[filler] * 2] * 3
+    # The same in two calls, the second from the cache of the first
+    first = model.generate(prompts, images(), **{**options, "max_new_tokens": 2}, return_dict_in_generate=True)
+    rest = model.generate(first.sequences, **named_cache(first[CACHE_NAME]), **{**options, "max_new_tokens": 6})
+    assert rest.tolist() == ids.tolist()
+
+
 def test_prompts_lose_their_closing_eos():
     ids = torch.tensor([[1, 7, 2, 0, 0], [1, 5, 6, 8, 2], [1, 2, 0, 0, 0]])
-    aligned, mask = align_prompts(ids, (ids != 0).long(), pad_token_id=0, eos_token_id=[2, 3])
-    assert aligned.tolist() == [[0, 0, 1, 7], [1, 5, 6, 8], [0, 0, 0, 1]]
+    aligned, mask = align_prompts(ids, (ids != 0).long(), pad_token_id=0, eos_token_id=[2, 3], filler=9)
+    assert aligned.tolist() == [[9, 9, 1, 7], [1, 5, 6, 8], [9, 9, 9, 1]]
     assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
 
 
 def test_without_a_mask_padding_at_the_ends_is_inferred_and_inside_it_is_a_token():
     ids = torch.tensor([[1, 7, 2, 0, 0], [0, 1, 0, 8, 2]])
-    aligned, mask = align_prompts(ids, None, pad_token_id=0, eos_token_id=2)
+    aligned, mask = align_prompts(ids, None, pad_token_id=0, eos_token_id=2, filler=0)
     assert aligned.tolist() == [[0, 1, 7], [1, 0, 8]]
     assert mask.tolist() == [[0, 1, 1], [1, 1, 1]]
-    aligned, mask = align_prompts(ids, None, pad_token_id=None, eos_token_id=None)
+    aligned, mask = align_prompts(ids, None, pad_token_id=None, eos_token_id=None, filler=0)
     assert mask.all()
 
 

@@ -168,7 +168,10 @@ def fit_image_size(config: PreTrainedConfig, source: Source) -> PreTrainedConfig
 def empty_model(layout: Layout, config: PreTrainedConfig) -> PreTrainedModel:
     """A model without values, on the meta device."""
     with torch.device("meta"):
-        return layout.model_class(config).eval()
+        model = layout.model_class(config).eval()
+    if layout.model_class is not VwLmmForCausalLM:  # whose tokenizer knows its padding; the others' would read a word
+        model.generation_config.pad_token_id = model.generation_config.eos_token_id
+    return model
 
 
 @dataclass(frozen=True)
