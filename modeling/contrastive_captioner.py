@@ -386,7 +386,7 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
                 )
             image_tokens = select_images(image_tokens, image_index)
         given = texts["input_ids"] if texts["inputs_embeds"] is None else texts["inputs_embeds"]
-        if image_tokens is not None and given is not None and len(given) not in (0, len(image_tokens)):
+        if image_tokens is not None and given is not None and given.shape[0] not in (0, image_tokens.shape[0]):
             raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {len(given)} texts.")
 
         text_outputs, text_features, decoder_outputs = self._read_texts(

@@ -49,7 +49,7 @@ class GrrCocaVisionEmbeddings(PatchEmbeddings):
         check_pixel_values(pixel_values, self.config, any_size=interpolate_pos_encoding)
         embeddings, height, width = self.embed_patches(pixel_values)
         if self.class_embedding is not None:
-            class_embeddings = self.class_embedding.expand(len(embeddings), 1, -1)
+            class_embeddings = self.class_embedding.expand(embeddings.shape[0], 1, -1)
             embeddings = torch.cat([class_embeddings, embeddings], dim=1)
         if self.position_embedding is not None:
             table = resize_position_table(self.position_embedding.weight, self.grid_size, height, width)
@@ -84,7 +84,7 @@ class GrrCocaPooler(nn.Module):
         self.layer_norm_out = build_norm(config, width)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        query = self.layer_norm_q(self.query).expand(len(hidden_states), -1, -1)
+        query = self.layer_norm_q(self.query).expand(hidden_states.shape[0], -1, -1)
         memory = self.layer_norm_kv(hidden_states)
         pooled, _ = self.cross_attn(query, key_value_states=memory, is_cross_attention=True, **kwargs)
         return self.layer_norm_out(pooled.to(query.dtype))
@@ -287,10 +287,10 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
             if cls_sees is None:
                 num_real = attention_mask.sum(dim=1, keepdim=True)  # (batch, 1)
             cls_position = torch.full_like(num_real, longest) if config.cls_position == "fixed" else num_real
-            cls_states = self.cls_token.to(hidden_states.dtype).expand(len(hidden_states), 1, -1)
+            cls_states = self.cls_token.to(hidden_states.dtype).expand(hidden_states.shape[0], 1, -1)
             hidden_states = torch.cat([hidden_states, cls_states], dim=1)
             attention_mask = nn.functional.pad(attention_mask, (0, 1), value=1)
-            position_ids = torch.cat([position_ids.expand(len(hidden_states), -1), cls_position], dim=1)
+            position_ids = torch.cat([position_ids.expand(hidden_states.shape[0], -1), cls_position], dim=1)
         if self.position_embedding is not None:
             hidden_states = hidden_states + self.position_embedding(position_ids)
             rotary = None
@@ -314,7 +314,9 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
         if places is None:
             tokens = hidden_states[:, :num_tokens]
         else:
-            tokens = hidden_states.take_along_dim(places[..., None], dim=1)  # back to where the caller has them
+            tokens = hidden_states.gather(
+                1, places[..., None].expand(-1, -1, hidden_states.shape[-1])
+            )  # back to where the caller has them
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)
 
 

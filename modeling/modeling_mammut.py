@@ -111,7 +111,7 @@ class MammutVisionEmbeddings(PatchEmbeddings):
         tokens, class_position = self._patch_tokens(clip[:, :: config.frame_stride])
         parts = [tokens]
         if self.class_embedding is not None:
-            parts.insert(0, (self.class_embedding + class_position).expand(len(tokens), 1, -1))
+            parts.insert(0, (self.class_embedding + class_position).expand(tokens.shape[0], 1, -1))
         if self.tube_embedding is not None and pixel_values_videos is not None:
             tubes, centers = self.tube_embedding(clip.to(self.tube_embedding.kernel.dtype))
             parts.append(self._add_fixed_positions(tubes, centers) if config.use_fixed_positions else tubes)

@@ -126,14 +126,14 @@ class VwLmmModel(VwLmmPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`): Normalised images.
 
         Returns:
-            [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `pooler_output` holds the adapter's outputs, one
-            tensor of shape `(image_seq_length, hidden_size)` per image; the rest is the tower's.
+            [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `pooler_output` of shape `(num_images,
+            image_seq_length, hidden_size)` holds the adapter's outputs; the rest is the tower's.
 
         Raises:
             ValueError: If the images are no batch, or the tower makes another number of tokens than `image_seq_length`.
         """
         config = self.config
-        if pixel_values.ndim != 4 or len(pixel_values) == 0:
+        if pixel_values.ndim != 4 or 0 in pixel_values.shape[:1]:
             raise ValueError(
                 "`pixel_values` must have shape (num_images, num_channels, height, width) with at least one image, got "
                 f"{tuple(pixel_values.shape)}."
@@ -152,7 +152,7 @@ class VwLmmModel(VwLmmPreTrainedModel):
             )
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=list(self.multi_modal_projector(features)),
+            pooler_output=self.multi_modal_projector(features),
             hidden_states=outputs.hidden_states,
         )
 
@@ -221,7 +221,7 @@ class VwLmmModel(VwLmmPreTrainedModel):
         if pixel_values is not None:
             if self.config.pseudo_image_features:
                 raise ValueError("Pseudo image features are made by the VM head: use `VwLmmForCausalLM`.")
-            image_features = torch.stack(self.get_image_features(pixel_values, return_dict=True).pooler_output)
+            image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
 
         mask = self.get_placeholder_mask(input_ids, inputs_embeds)
         if not torch.compiler.is_compiling():
@@ -373,6 +373,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         if not 1 <= top_k <= words:
             raise ValueError(f"`top_k` must lie between 1 and {words}, got {top_k}.")
         adapted = self.get_image_features(pixel_values, return_dict=True).pooler_output
+        # Image by image: distributions over the vocabulary are large.
         top = [self.word_logits(self.vm_head, features).float().softmax(-1).topk(top_k) for features in adapted]
         return VisualWords(torch.stack([row.indices for row in top]), torch.stack([row.values for row in top]))
 
@@ -448,7 +449,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             encoded = self.get_image_features(pixel_values, return_dict=True)
         adapted = read = None
         if encoded is not None:
-            adapted = read = torch.stack(list(encoded.pooler_output))  # (num_images, image_seq_length, hidden_size)
+            adapted = read = encoded.pooler_output  # (num_images, image_seq_length, hidden_size)
             if config.pseudo_image_features:
                 read = self.get_pseudo_image_features(adapted)
         if use_cache is None:

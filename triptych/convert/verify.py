@@ -45,7 +45,7 @@ def _visual_words(model: Any, given: dict[str, torch.Tensor]) -> dict[str, torch
     images = given["pixel_values"]
     if "used_image_rows" in given:
         images = images[given["used_image_rows"].long()]
-    adapted = torch.stack(list(model.get_image_features(images).pooler_output))
+    adapted = model.get_image_features(images).pooler_output
     words = model.vm_head(adapted)[..., : model.config.image_token_id].softmax(-1)
     return {"image_features": adapted, "visual_word_probs": words}
 
