@@ -1,5 +1,8 @@
 """Hostile input: whatever comes in ends in the right shapes, or in one ValueError that names an argument."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from safetensors.torch import load_file, save
+from transformers import AutoModelForImageTextToText
+from typer.testing import CliRunner
 
-from tests.conftest import tiny_mammut_processor, tiny_processor, tiny_vw_lmm_processor
+from tests.conftest import save_pair, tiny_mammut_processor, tiny_processor, tiny_vw_lmm_processor
+from triptych.cli import app
+from triptych.convert.conversion import convert
 from triptych.data.rows import one_text, several_texts, text_or_texts
 from triptych.processing.pictures import to_rgb
 
@@ -116,3 +124,115 @@ def test_any_row_is_read_or_refused(value):
             continue
         for text in [found] if isinstance(found, str) else found:
             assert text.strip()
+
+
+# Converters
+
+FIXTURES = Path(__file__).parent / "fixtures"
+LAYOUT_OF = {"coca_open_clip": "open-clip-coca", "mammut_laion_mlp": "open-mammut", "vw_llama": "vw-lmm"}
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 600), st.floats(), st.text(max_size=8), st.just(10**12)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=2)),
+    max_leaves=4,
+)
+
+
+def places_of(content: dict, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every value of a configuration."""
+    inner = [
+        place for key, value in content.items() if isinstance(value, dict) for place in places_of(value, (*path, key))
+    ]
+    return [*((*path, key) for key in content), *inner]
+
+
+def converts_or_leaves_nothing(name: str, config: str, weights: bytes, folder: Path) -> None:
+    """A complete repository, or one ValueError and nothing written."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text(config)
+    try:
+        convert(LAYOUT_OF[name], str(folder), folder / "out", with_processor=False)
+    except ValueError:
+        assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json"}
+    else:
+        AutoModelForImageTextToText.from_pretrained(folder / "out")
+
+
+@pytest.mark.parametrize("name", LAYOUT_OF)
+@settings(hostile, max_examples=40)
+@given(data=st.data())
+def test_any_foreign_configuration_is_translated_or_refused(name, tmp_path_factory, data):
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    for _ in range(data.draw(st.integers(1, 2))):
+        *path, last = data.draw(st.sampled_from(places_of(config)))
+        parent = config
+        for key in path:
+            parent = parent[key]
+        if data.draw(st.booleans()):
+            parent[last] = data.draw(JSON)
+        else:
+            del parent[last]
+        if not config:
+            break
+    weights = (FIXTURES / name / "original_state_dict.safetensors").read_bytes()
+    converts_or_leaves_nothing(name, json.dumps(config), weights, tmp_path_factory.mktemp("convert") / "source")
+
+
+@pytest.mark.parametrize("name", LAYOUT_OF)
+@settings(hostile, max_examples=25)
+@given(data=st.data())
+def test_any_foreign_weights_are_converted_or_refused(name, tmp_path_factory, data):
+    weights = load_file(FIXTURES / name / "original_state_dict.safetensors")
+    key = data.draw(st.sampled_from(sorted(weights)))
+    form = data.draw(st.sampled_from(["missing", "reshaped", "another type", "renamed", "cut off", "noise"]))
+    tensor = weights.pop(key)
+    if form == "reshaped":
+        weights[key] = torch.zeros(data.draw(st.lists(st.integers(0, 4), max_size=3)))
+    elif form == "another type":
+        weights[key] = tensor.to(data.draw(st.sampled_from([torch.float64, torch.bfloat16, torch.int64, torch.bool])))
+    elif form == "renamed":
+        weights[data.draw(st.text(max_size=6))] = tensor
+    content = save(weights)
+    if form == "cut off":
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    elif form == "noise":
+        content = data.draw(st.binary(max_size=200))
+    config = (FIXTURES / name / "config.json").read_text()
+    converts_or_leaves_nothing(name, config, content, tmp_path_factory.mktemp("convert") / "source")
+
+
+# The command line
+
+FILES = st.dictionaries(
+    st.from_regex(r"[._a-zäß $-]{0,5}\.(png|jpg|gif|tif|webp|avif|txt|json|)", fullmatch=True).filter(lambda name: name not in (".", "..")),
+    st.one_of(st.binary(max_size=60), PICTURES.filter(lambda picture: picture.mode == "RGB" and 0 not in picture.size)),
+    max_size=4,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_pair("grr_coca", folder)
+    return folder
+
+
+@settings(hostile, max_examples=40)
+@given(files=FILES, query=st.text(max_size=6), command=st.sampled_from(["caption", "retrieve"]))
+def test_any_folder_is_read_or_one_line_says_why_not(checkpoint, tmp_path_factory, files, query, command):
+    folder = tmp_path_factory.mktemp("folder")
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            content.save(folder / name, "PNG")
+    readable = [name for name, content in files.items() if not isinstance(content, bytes) and name[0] != "."]
+    arguments = [command, *(["--", query] if command == "retrieve" else []), str(folder)]
+    outcome = CliRunner().invoke(app, [command, "--model", str(checkpoint), "--json", *arguments[1:]])
+    if outcome.exit_code == 0:
+        found = {Path(row["image"]).name for row in json.loads(outcome.stdout)}
+        assert found <= set(readable)
+    else:
+        assert outcome.exit_code == 2
+        assert isinstance(outcome.exception, SystemExit)
+        assert outcome.stderr.count("error:") == 1

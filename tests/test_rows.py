@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -234,3 +235,21 @@ def test_classes_of_a_file_with_a_byte_order_mark(tmp_path):
     (tmp_path / "novel.txt").write_text("\ufeffbus\n", encoding="utf-8")
     with pytest.raises(ValueError, match="nothing is left to train on"):  # the name was read right
         load_detection(str(tmp_path), **coco(tmp_path, [BOX]), novel_classes=str(tmp_path / "novel.txt"))
+
+
+def test_tars_of_webdataset_are_read_by_the_ends_of_their_files(tmp_path):
+    for index in range(4):
+        Image.new("RGB", (9, 9), (60 * index, 0, 0)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(f"caption {index}")
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0000.tar", "w") as shard:
+        for path in sorted(tmp_path.glob("*.*")):
+            shard.add(path, path.name)
+    data = load_pairs(str(tmp_path / "shards"), image_column="png", caption_column="txt")
+    rows = [row for split in data.values() for row in split]
+    assert sorted(row["txt"] for row in rows) == [f"caption {index}" for index in range(4)]
+    assert all(row["png"].getpixel((0, 0))[0] == 60 * int(row["txt"][-1]) for row in rows)
+    with pytest.raises(
+        ValueError, match="`image_column='image'` is not a column of .* it has png, txt, __key__, __url__"
+    ):
+        load_pairs(str(tmp_path / "shards"))

@@ -129,14 +129,14 @@ def find_config(
         found = layout.model_class.config_class.from_preset(preset)  # type: ignore[union-attr]
         if isinstance(found, VwLmmConfig):
             found.pseudo_image_features = pif or found.pseudo_image_features
-        return fit_image_size(found, source), {}
+        return fit_to_source(found, source), {}
     path = config or source.config_file()
     content = _read_config(path) if path else {}
     extra = {"pseudo_image_features": pif} if layout.model_class.config_class is VwLmmConfig else {}
     try:
         found = layout.convert_config(content.get("model_cfg", content), **extra)
-        return fit_image_size(found, source), layout.image_options(content)
-    except (StrictDataclassError, ZeroDivisionError) as error:
+        return fit_to_source(found, source), layout.image_options(content)
+    except (ArithmeticError, AttributeError, StrictDataclassError, TypeError) as error:
         raise ValueError(f"{path} describes no model of ours: {error}") from error
     except KeyError as error:
         where = f"{path} lacks {error}" if path else f"{source.folder} holds none"
@@ -156,8 +156,18 @@ def _read_config(config: str | Path) -> dict:
     return content
 
 
-def fit_image_size(config: PreTrainedConfig, source: Source) -> PreTrainedConfig:
-    """Set the image size that the stored position table was made for, as after fine-tuning on larger images."""
+def fit_to_source(config: PreTrainedConfig, source: Source) -> PreTrainedConfig:
+    """Set the image size that the stored position table was made for, as after fine-tuning on larger images.
+
+    Raises:
+        ValueError: If the configuration has more layers than there are tensors: building them could take for ever.
+    """
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        for name, value in vars(part).items() if part is not None else ():
+            if name.endswith("layers") and isinstance(value, int) and value > len(source):
+                raise ValueError(
+                    f"The configuration says `{name}` {value}, but {source.location} has {len(source)} tensors."
+                )
     table = source.meta().get("visual.positional_embedding")
     if table is not None:
         grid = round((table.shape[0] - 1) ** 0.5)  # one row is the class token's
@@ -167,8 +177,11 @@ def fit_image_size(config: PreTrainedConfig, source: Source) -> PreTrainedConfig
 
 def empty_model(layout: Layout, config: PreTrainedConfig) -> PreTrainedModel:
     """A model without values, on the meta device."""
-    with torch.device("meta"):
-        model = layout.model_class(config).eval()
+    try:
+        with torch.device("meta"):
+            model = layout.model_class(config).eval()
+    except (ArithmeticError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"The configuration describes no model of ours: {error!r}") from error
     if layout.model_class is not VwLmmForCausalLM:  # whose tokenizer knows its padding; the others' would read a word
         model.generation_config.pad_token_id = model.generation_config.eos_token_id
     return model
@@ -206,7 +219,7 @@ def nearest_preset(layout: Layout, source: Source) -> str:
 
     def distance(name: str) -> int:
         config = layout.model_class.config_class.from_preset(name)  # type: ignore[union-attr]
-        return len(differences(layout, empty_model(layout, fit_image_size(config, source)), source))
+        return len(differences(layout, empty_model(layout, fit_to_source(config, source)), source))
 
     return min(layout.presets, key=distance)
 

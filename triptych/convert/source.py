@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HFValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.modeling_utils import str_to_torch_dtype
 
 
@@ -94,9 +94,12 @@ class Source(Mapping[str, torch.Tensor]):
         """The tensors of a file on the meta device."""
         if file.suffix != ".safetensors":
             return {key: torch.empty_like(tensor, device="meta") for key, tensor in self._unpickle(file).items()}
-        with safe_open(file, framework="pt") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
-            forms = {key: (part.get_shape(), str_to_torch_dtype[part.get_dtype()]) for key, part in slices.items()}
+        try:
+            with safe_open(file, framework="pt") as opened:
+                slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (not a dict)
+                forms = {key: (part.get_shape(), str_to_torch_dtype[part.get_dtype()]) for key, part in slices.items()}
+        except SafetensorError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
         return {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in forms.items()}
 
     def _unpickle(self, file: Path) -> dict[str, torch.Tensor]:

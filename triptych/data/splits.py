@@ -62,7 +62,8 @@ def _read(name: str, config_name: str | None) -> DatasetDict:
             raise ValueError(f"`dataset` {name!r} is a file of an unknown kind, expected .parquet or a folder.")
         return load_dataset("parquet", data_files=str(path))
     if path.is_dir():
-        kind = "parquet" if any(path.rglob("*.parquet")) else "imagefolder"
+        kinds = {"*.parquet": "parquet", "*.tar": "webdataset"}
+        kind = next((kind for pattern, kind in kinds.items() if any(path.rglob(pattern))), "imagefolder")
         return load_dataset(kind, data_dir=str(path))
     return load_dataset(name, config_name)
 
@@ -106,8 +107,8 @@ def load_splits(
 
     Args:
         name (`str`):
-            A folder of images with `metadata.csv` or `metadata.jsonl`, a folder of parquet files or a single one, or a data set
-            on the Hub.
+            A folder of images with `metadata.csv` or `metadata.jsonl`, of parquet files (or a single one) or of webdataset's tar
+            files, whose columns are called as its files end ("jpg", "txt"); or a data set on the Hub.
         config_name (`str`, *optional*): Configuration of a Hub data set.
         columns (`dict`, *optional*): Columns with texts, by the argument that named them, and how to read each (`data/rows.py`).
         image_column (`str`, *optional*): Column with the images. `None`: there need not be any, and single rows are held out.
