@@ -127,7 +127,7 @@ class CompositeConfig(PreTrainedConfig):
         *("cache", "past_key_values", "hidden_states", "attentions", "cross_attentions"),
         *("contrastive_loss", "caption_loss", "language_loss", "visual_loss"),
         *("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "image_tokens", "image_hidden_states"),
-        *("text_model_output", "vision_model_output"),
+        *("text_model_output", "vision_model_output", "image_outputs"),
     ]
     optional_sub_configs: ClassVar[tuple[str, ...]] = ()  # where nothing means that there is no such part
     base_model_fsdp_plan = None

@@ -13,6 +13,8 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .inputs import refuse_unknown
+
 
 def build_norm(config, hidden_size: int | None = None) -> nn.Module:
     """RMSNorm or LayerNorm over the last dimension, as `config.norm_type` says. Both compute statistics in fp32."""
@@ -276,6 +278,7 @@ class Attention(nn.Module):
         is_cross_attention: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        refuse_unknown(kwargs)  # here they come to their end, through whatever entrance
         if is_cross_attention:
             query, key, value = self._cross_attention_states(hidden_states, key_value_states, layer_past)
         else:

@@ -27,7 +27,7 @@ from .detection import (
     require_torchvision,
     suppress,
 )
-from .inputs import check_pixel_values, padding_mask
+from .inputs import check_pixel_values, padding_mask, refuse_unknown
 from .modeling_mammut import MammutModel, MammutPreTrainedModel, MammutVisionModel
 
 
@@ -478,6 +478,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         Raises:
             ValueError: If images or classes are missing, or shapes do not fit.
         """
+        refuse_unknown(kwargs)
         if (pixel_values is None) == (regions is None):
             raise ValueError("Pass exactly one of `pixel_values` and `regions`.")
         if (input_ids is None) == (class_embeds is None):
