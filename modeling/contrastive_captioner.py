@@ -113,7 +113,6 @@ class ContrastiveCaptionerPreTrainedModel(SelfContainedModel):
     """What transformers wants to know of every part of such a model."""
 
     _skip_keys_device_placement = ["cache", "past_key_values", "layer_past"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]  # noqa: RUF012
     _can_compile_fullgraph = True
 
     @property
@@ -146,6 +145,7 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
     """Image and text embeddings in one space. A subclass has `vision_model`, `text_model` and `logit_scale`."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012  (a captioner's checkpoint)
+    _keep_in_fp32_modules_strict = ["logit_scale"]  # noqa: RUF012
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.embed_tokens

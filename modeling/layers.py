@@ -22,6 +22,11 @@ def build_norm(config, hidden_size: int | None = None) -> nn.Module:
     return norm_class(hidden_size or config.hidden_size, eps=config.norm_eps)
 
 
+def learned_scalar(value: float) -> nn.Parameter:
+    """In fp32, whatever the model's precision; of shape `(1,)`, because FSDP2 refuses parameters without a dimension."""
+    return nn.Parameter(torch.tensor([value], dtype=torch.float32))
+
+
 class PlainFeedForward(nn.Module):
     """Linear, GELU (exact, or OpenAI's approximation "quick_gelu"), linear: the feed-forward layer of the original ViT and CoCa."""
 
@@ -381,6 +386,7 @@ __all__ = [
     "build_feed_forward",
     "build_norm",
     "eager_attention_forward",
+    "learned_scalar",
     "resize_position_table",
     "rotary_embedding",
     "slice_logits_to_keep",
