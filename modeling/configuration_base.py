@@ -179,6 +179,19 @@ class CompositeConfig(PreTrainedConfig):
         return fields
 
 
+class CaptionerConfig(CompositeConfig):
+    """A configuration whose text part says how long texts may be."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest text in tokens, where `generate` looks for it."""
+        return self.text_config.max_position_embeddings
+
+    @max_position_embeddings.setter
+    def max_position_embeddings(self, value: int) -> None:
+        self.text_config.max_position_embeddings = value
+
+
 def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: dict) -> dict:
     """Fields of a configuration with some of them changed; dicts of sub-configurations are merged.
 
@@ -199,6 +212,7 @@ def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: 
 
 
 __all__ = [
+    "CaptionerConfig",
     "CompositeConfig",
     "TextDecoderConfig",
     "VisionTowerConfig",
