@@ -2,6 +2,7 @@
 
 import unittest
 
+from tokenizers.processors import TemplateProcessing
 from transformers import CLIPImageProcessor, LlavaImageProcessor
 
 import triptych
@@ -42,7 +43,13 @@ class VwLmmProcessorTest(CommonProcessorTests, unittest.TestCase):
 
     @classmethod
     def _setup_tokenizer(cls):
-        return tiny_vw_lmm_processor().tokenizer
+        tokenizer = tiny_vw_lmm_processor().tokenizer
+        # As with language models, and as the processor does: nothing behind a text that is to be continued
+        tokens = [(tokenizer.bos_token, tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{tokens[0][0]} $A", special_tokens=tokens
+        )
+        return tokenizer
 
     @staticmethod
     def prepare_processor_dict():
