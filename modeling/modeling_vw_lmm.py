@@ -315,7 +315,8 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
                 f"`{key}` of the checkpoint has shape {tuple(stored)}, its configuration says {tuple(expected)}. Token "
                 "embeddings, `lm_head` and `vm_head` must have as many rows as the text configuration's `vocab_size`."
             )
-        if model.config.pseudo_image_features and "vm_head.weight" in info["missing_keys"]:
+        # Whoever asks what is missing is told.
+        if not with_info and model.config.pseudo_image_features and "vm_head.weight" in info["missing_keys"]:
             raise ValueError(
                 "The checkpoint has no `vm_head.weight`, but `pseudo_image_features` make every image of it: nothing sensible "
                 "would come out."
