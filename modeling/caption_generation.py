@@ -58,6 +58,15 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         """
         return {}
 
+    def _add_prompt_inputs(self, kwargs: dict, attention_mask: torch.LongTensor) -> None:
+        prompt_inputs = self._prompt_inputs(attention_mask)
+        settings = kwargs.get("generation_config") or self.generation_config
+        if prompt_inputs and kwargs.get("prefill_chunk_size", getattr(settings, "prefill_chunk_size", None)):
+            raise ValueError(
+                "`prefill_chunk_size` parts a prompt whose tokens see one another (`bidirectional_prefix`)."
+            )
+        kwargs |= prompt_inputs
+
     @takes_cache
     @torch.no_grad()
     def generate(
@@ -126,17 +135,14 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
                 input_ids, kwargs["attention_mask"] = align_prompts(
                     input_ids, kwargs.get("attention_mask"), text_config.pad_token_id, text_config.eos_token_id
                 )
-                prompt_inputs = self._prompt_inputs(kwargs["attention_mask"])
-                settings = kwargs.get("generation_config") or self.generation_config
-                if prompt_inputs and kwargs.get("prefill_chunk_size", getattr(settings, "prefill_chunk_size", None)):
-                    raise ValueError(
-                        "`prefill_chunk_size` parts a prompt whose tokens see one another (`bidirectional_prefix`)."
-                    )
-                kwargs |= prompt_inputs
+                self._add_prompt_inputs(kwargs, kwargs["attention_mask"])
             elif kwargs.get("attention_mask") is None:
                 # transformers would take every padding id for padding, also within what was written so far
                 pad_token_id = self.config.text_config.pad_token_id
                 kwargs["attention_mask"] = ((input_ids != pad_token_id).cumsum(-1) > 0).long()
+        elif (embeds := kwargs.get("inputs_embeds")) is not None:
+            mask = kwargs.get("attention_mask")
+            self._add_prompt_inputs(kwargs, embeds.new_ones(embeds.shape[:2]).long() if mask is None else mask)
         if image_tokens is not None:
             kwargs["image_tokens"] = image_tokens
         if cache is not None:

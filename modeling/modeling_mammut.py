@@ -533,8 +533,9 @@ class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel
     def _prompt_inputs(self, attention_mask: torch.LongTensor) -> dict[str, torch.Tensor]:
         return {"prefix_mask": attention_mask} if self.config.text_config.bidirectional_prefix else {}
 
-    def prepare_inputs_for_generation(self, input_ids, **kwargs) -> dict:
-        model_inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs) -> dict:
+        # transformers looks for `inputs_embeds` among the parameters before it lets a prompt be given so
+        model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if model_inputs.get("prefix_mask") is not None:
             if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
                 del model_inputs["prefix_mask"]  # its keys and values are cached
