@@ -6,6 +6,7 @@ import torch
 
 import triptych
 from tests.common.model_testers import CommonGenerationTests, CommonModelTests, ModelTester, images, texts
+from tests.common.upstream import TensorParallelTesterMixin
 from tests.conftest import tiny_config, tiny_mammut_config, tiny_vw_lmm_config
 
 
@@ -27,9 +28,9 @@ class VwLmmTester(ModelTester):
         vision = vision_config or {"model_type": "clip_vision_model", **NARROW, "patch_size": 8}
         heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
         # Inside the vocabulary, as in their tests of Llava: they shrink it, and embed ids themselves.
-        config = tiny_vw_lmm_config(vision_config=vision, text_config=heads, image_token_id=0, **fields)
+        config = tiny_vw_lmm_config(vision_config=vision, text_config=heads, **{"image_token_id": 0, **fields})
         length = config.image_seq_length
-        ids = torch.cat([torch.zeros(7, length, dtype=torch.long), texts()["input_ids"]], dim=1)
+        ids = torch.cat([torch.full((7, length), config.image_token_id), texts()["input_ids"]], dim=1)
         inputs = {"pixel_values": images(), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
         super().__init__(config, inputs, is_training=True, seq_length=7 + length)
 
@@ -49,6 +50,19 @@ class VwLmmForCausalLMTest(CommonGenerationTests, unittest.TestCase):
 
     def make_tester(self):
         return VwLmmTester()
+
+
+class VwLmmForCausalLMInProcessesTest(TensorParallelTesterMixin, unittest.TestCase):
+    """What two processes with half a model each compute; transformers runs these tests for a list of its own models."""
+
+    all_model_classes = (triptych.VwLmmForCausalLM,)
+    model_tester = None
+
+    def setUp(self):
+        self.model_tester = VwLmmTester(image_token_id=64)  # their random texts hold any id of the vocabulary
+
+    def _skip_if_tp_distributed_not_enabled(self):
+        pass
 
 
 class VwLmmForCausalLMWithPseudoImageFeaturesTest(VwLmmForCausalLMTest):
