@@ -22,8 +22,9 @@ def refuse_unknown(options: dict) -> None:
 
 
 def of_encoders(options: dict) -> dict:
-    """Those of a model's options that are about encoders, too."""
-    return {name: options[name] for name in ("output_attentions", "output_hidden_states") if name in options}
+    """Those of a model's options that are about encoders, too; a choice of single layers is not."""
+    switches = {name: options.get(name) for name in ("output_attentions", "output_hidden_states")}
+    return {name: value for name, value in switches.items() if isinstance(value, bool)}
 
 
 def check_pixel_values(pixel_values: torch.Tensor, config, any_size: bool = False, name: str = "pixel_values") -> None:

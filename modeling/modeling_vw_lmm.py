@@ -159,7 +159,8 @@ class VwLmmModel(VwLmmPreTrainedModel):
         all_states = kwargs.pop("output_hidden_states", None)
         if all_states is None:
             all_states = config.vision_config.output_hidden_states
-        kwargs |= {"output_hidden_states": all_states or [config.vision_feature_layer], "return_dict": True}
+        wanted = all_states is True or [*(all_states or []), config.vision_feature_layer]
+        kwargs |= {"output_hidden_states": wanted, "return_dict": True}
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
         features = outputs.hidden_states[config.vision_feature_layer]  # (num_images, tokens, vision_hidden_size)
         if config.vision_feature_select_strategy == "default":
@@ -315,8 +316,9 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
                 f"`{key}` of the checkpoint has shape {tuple(stored)}, its configuration says {tuple(expected)}. Token "
                 "embeddings, `lm_head` and `vm_head` must have as many rows as the text configuration's `vocab_size`."
             )
-        # Whoever asks what is missing is told.
-        if not with_info and model.config.pseudo_image_features and "vm_head.weight" in info["missing_keys"]:
+        # Whoever asks what is missing is told, and whoever brings the weights knows.
+        is_known = with_info or kwargs.get("state_dict") is not None
+        if not is_known and model.config.pseudo_image_features and "vm_head.weight" in info["missing_keys"]:
             raise ValueError(
                 "The checkpoint has no `vm_head.weight`, but `pseudo_image_features` make every image of it: nothing sensible "
                 "would come out."
@@ -552,7 +554,9 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         modules = [] if has_images else [self.model.vision_tower, self.model.multi_modal_projector]
         if not has_images or (self.config.visual_loss == "none" and not self.config.pseudo_image_features):
             modules.append(self.vm_head)
-        return sum(0.0 * p.sum() for module in modules for p in module.parameters() if p.requires_grad)
+        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+        # Of a sharded one this process's part, which keeps the loss an ordinary tensor
+        return sum(0.0 * (p.to_local() if isinstance(p, DTensor) else p).sum() for p in trained)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
         """Both heads and the token embeddings share the vocabulary: new rows for all of them."""
