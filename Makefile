@@ -6,7 +6,7 @@ PREPARED := $(VENV)/.prepared
 PREPARED_DEV := $(VENV)/.prepared-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: demo test test-versions lint bench clean
+.PHONY: demo test test-common test-versions lint bench clean
 
 $(PREPARED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ $(VENV)/versions/%/.prepared: | $(PREPARED_DEV)
 
 test: $(PREPARED_DEV) $(OTHER_VERSIONS)  ## Run the tests, one process per core
 	$(BIN)/python -m pytest -n auto --dist worksteal $(TEST_ARGS)
+
+# Out of its source distribution, which pip fetches once per version; `COMMON_ARGS="--write"` writes the table of docs/reliability.md.
+test-common: $(PREPARED_DEV)  ## Run transformers' own common tests on our classes
+	$(BIN)/python -m tests.common -n auto --dist worksteal -q $(COMMON_ARGS)
 
 # About an hour and 30 GB; finished parts are kept, `VERSIONS_ARGS="--only newest --again"` repeats some.
 test-versions: $(PREPARED_DEV)  ## Run the tests with every supported transformers, and write the table of docs/hub.md

@@ -58,6 +58,15 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         """
         return {}
 
+    def _add_prompt_inputs(self, kwargs: dict, attention_mask: torch.LongTensor) -> None:
+        prompt_inputs = self._prompt_inputs(attention_mask)
+        settings = kwargs.get("generation_config") or self.generation_config
+        if prompt_inputs and kwargs.get("prefill_chunk_size", getattr(settings, "prefill_chunk_size", None)):
+            raise ValueError(
+                "`prefill_chunk_size` parts a prompt whose tokens see one another (`bidirectional_prefix`)."
+            )
+        kwargs |= prompt_inputs
+
     @takes_cache
     @torch.no_grad()
     def generate(
@@ -132,12 +141,7 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
                 input_ids, kwargs["attention_mask"] = align_prompts(
                     input_ids, kwargs.get("attention_mask"), pad, eos, filler
                 )
-                prompt_inputs = self._prompt_inputs(kwargs["attention_mask"])
-                if prompt_inputs and kwargs.get("prefill_chunk_size", getattr(settings, "prefill_chunk_size", None)):
-                    raise ValueError(
-                        "`prefill_chunk_size` parts a prompt whose tokens see one another (`bidirectional_prefix`)."
-                    )
-                kwargs |= prompt_inputs
+                self._add_prompt_inputs(kwargs, kwargs["attention_mask"])
             else:
                 # An earlier call has put columns in front, which its cache does not know.
                 mask = kwargs.get("attention_mask")
@@ -147,6 +151,9 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
                 if mask.shape == input_ids.shape:
                     start = width - int((mask.cumsum(-1) > 0).any(0).sum())
                     input_ids, kwargs["attention_mask"] = input_ids[:, start:], mask[:, start:]
+        elif (embeds := kwargs.get("inputs_embeds")) is not None:
+            mask = kwargs.get("attention_mask")
+            self._add_prompt_inputs(kwargs, embeds.new_ones(embeds.shape[:2]).long() if mask is None else mask)
         if image_tokens is not None:
             kwargs["image_tokens"] = image_tokens
         if cache is not None:

@@ -127,7 +127,7 @@ class CompositeConfig(PreTrainedConfig):
         *("cache", "past_key_values", "hidden_states", "attentions", "cross_attentions"),
         *("contrastive_loss", "caption_loss", "language_loss", "visual_loss"),
         *("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "image_tokens", "image_hidden_states"),
-        *("text_model_output", "vision_model_output"),
+        *("text_model_output", "vision_model_output", "image_outputs"),
     ]
     optional_sub_configs: ClassVar[tuple[str, ...]] = ()  # where nothing means that there is no such part
     base_model_fsdp_plan = None
@@ -179,6 +179,19 @@ class CompositeConfig(PreTrainedConfig):
         return fields
 
 
+class CaptionerConfig(CompositeConfig):
+    """A configuration whose text part says how long texts may be."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest text in tokens, where `generate` looks for it."""
+        return self.text_config.max_position_embeddings
+
+    @max_position_embeddings.setter
+    def max_position_embeddings(self, value: int) -> None:
+        self.text_config.max_position_embeddings = value
+
+
 def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: dict) -> dict:
     """Fields of a configuration with some of them changed; dicts of sub-configurations are merged.
 
@@ -199,6 +212,7 @@ def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: 
 
 
 __all__ = [
+    "CaptionerConfig",
     "CompositeConfig",
     "TextDecoderConfig",
     "VisionTowerConfig",

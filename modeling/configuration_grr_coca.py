@@ -15,7 +15,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_base import CompositeConfig, TextDecoderConfig, VisionTowerConfig, check_heads, check_positive
+from .configuration_base import CaptionerConfig, TextDecoderConfig, VisionTowerConfig, check_heads, check_positive
 
 
 def _check_rope(head_dim: int, position_embedding_type: str) -> None:
@@ -146,7 +146,7 @@ class GrrCocaTextConfig(TextDecoderConfig):
 
 
 @strict
-class GrrCocaConfig(CompositeConfig):
+class GrrCocaConfig(CaptionerConfig):
     r"""Configuration of [`GrrCocaModel`] and [`GrrCocaForConditionalGeneration`].
 
     Args:
@@ -186,11 +186,6 @@ class GrrCocaConfig(CompositeConfig):
         super().__post_init__(**kwargs)
         if self.projection_dim is None:
             self.projection_dim = self.text_config.hidden_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Longest text in tokens, where `generate` looks for it."""
-        return self.text_config.max_position_embeddings
 
     def validate_widths(self):
         """The text decoder reads the pooled image tokens, so both must be equally wide."""

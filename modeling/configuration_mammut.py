@@ -12,7 +12,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_base import CompositeConfig, TextDecoderConfig, VisionTowerConfig, check_positive
+from .configuration_base import CaptionerConfig, TextDecoderConfig, VisionTowerConfig, check_positive
 
 
 # TubeViT's tubes (arXiv 2212.03229), as kernel, stride and offset in frames x pixels x pixels
@@ -270,7 +270,7 @@ class MammutDetectionConfig(PreTrainedConfig):
 
 
 @strict
-class MammutConfig(CompositeConfig):
+class MammutConfig(CaptionerConfig):
     r"""Configuration of [`MammutModel`], [`MammutForConditionalGeneration`] and [`MammutForObjectDetection`].
 
     Args:
@@ -318,11 +318,6 @@ class MammutConfig(CompositeConfig):
     contrastive_loss_weight: float | int = 1.0
     caption_loss_weight: float | int = 1.0
     tie_word_embeddings: bool = False
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Longest text in tokens, where `generate` looks for it."""
-        return self.text_config.max_position_embeddings
 
     def validate_losses(self):
         """Check what no type can say."""

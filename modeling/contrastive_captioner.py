@@ -98,6 +98,11 @@ class CaptionerOutput(CausalLMOutputWithCrossAttentions):
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: VisionTowerOutput | None = None
 
+    @property
+    def image_outputs(self) -> VisionTowerOutput | None:
+        """What transformers' multimodal models call `vision_model_output`."""
+        return self.vision_model_output
+
 
 def unit_vectors(features: torch.Tensor) -> torch.Tensor:
     """L2-normalised, in fp32 whatever the model computes in: at a scale of 100, rounding to bf16 moves logits by 0.5."""
@@ -108,7 +113,6 @@ class ContrastiveCaptionerPreTrainedModel(SelfContainedModel):
     """What transformers wants to know of every part of such a model."""
 
     _skip_keys_device_placement = ["cache", "past_key_values", "layer_past"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]  # noqa: RUF012
     _can_compile_fullgraph = True
 
     @property
@@ -141,6 +145,7 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
     """Image and text embeddings in one space. A subclass has `vision_model`, `text_model` and `logit_scale`."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012  (a captioner's checkpoint)
+    _keep_in_fp32_modules_strict = ["logit_scale"]  # noqa: RUF012
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.embed_tokens
@@ -331,6 +336,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
                 Leave the logits out (liger-kernel's switch). Default: while training with `labels`, because the loss
                 itself never holds more than a chunk of them.
             interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
+            kwargs: Switches of transformers; and `shift_labels`, of the shape of `labels`, beside them: what the captioning loss
+                takes instead, shifted already. (As an argument, `Trainer` would look for it in every batch.)
 
         Raises:
             ValueError: If there is no image, images and texts differ in number, shapes and ids do not fit, or a training step
@@ -354,6 +361,7 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
         use_cache: bool | None,
         logits_to_keep: int | torch.Tensor,
         skip_logits: bool | None,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> CaptionerOutput:
         """`forward`, whose arguments come sorted: `images` is for `get_image_features`, `texts` for `_read_texts`."""
@@ -369,7 +377,13 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
                 raise ValueError(f"`labels` score whole captions; pass no `{CACHE_NAME}` with them.")
             if texts["attention_mask"] is None and texts["input_ids"] is not None:
                 texts["attention_mask"] = padding_mask(texts["input_ids"], text_config.pad_token_id)
-            labels = supervised_labels(labels, texts["attention_mask"], text_config.vocab_size)
+            labels = targets = supervised_labels(labels, texts["attention_mask"], text_config.vocab_size)
+            if shift_labels is not None:
+                targets = supervised_labels(
+                    shift_labels, texts["attention_mask"], text_config.vocab_size, shifted=True
+                )
+        elif shift_labels is not None:
+            raise ValueError("`shift_labels` need `labels`.")
         compares = labels is not None and config.contrastive_loss_weight != 0
         if self.training and compares:
             self.model.clamp_logit_scale()
@@ -398,7 +412,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
             logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         loss = contrastive = caption = text_embeds = logits_per_text = None
         if labels is not None:
-            caption = captioning_loss(hidden_states, labels, self.lm_head, gather=self.training)
+            shifted = shift_labels is not None
+            caption = captioning_loss(hidden_states, targets, self.lm_head, gather=self.training, shifted=shifted)
             loss = config.caption_loss_weight * caption
         if compares:
             text_embeds = unit_vectors(text_features)

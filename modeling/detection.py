@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .layers import learned_scalar
+
 
 try:
     import torchvision
@@ -229,7 +231,7 @@ class BoxHead(nn.Module):
         self.embedding = nn.Linear(config.box_hidden_size, embedding_size)
         self.box = nn.Linear(config.box_hidden_size, 4)
         self.background_embedding = nn.Parameter(torch.empty(embedding_size))
-        self.log_temperature = nn.Parameter(torch.empty(1))
+        self.log_temperature = learned_scalar(0.0)
         self.coder = BoxCoder(tuple(config.box_coder_weights))
         self.matcher = Matcher(config.box_positive_iou, config.box_positive_iou)
         self.sampler = BalancedPositiveNegativeSampler(config.box_samples, config.box_positive_fraction)

@@ -2,6 +2,29 @@
 
 import torch
 from transformers.cache_utils import Cache
+from transformers.utils import TransformersKwargs
+
+
+# What a model's `**kwargs` may hold beside its arguments: switches of transformers' decorators, arguments of attention kernels.
+_OPTIONS = set(TransformersKwargs.__annotations__) - {"num_items_in_batch"}
+_OPTIONS |= {"cache_position", "output_cross_attentions", "return_dict", "use_cache"}
+
+
+def refuse_unknown(options: dict) -> None:
+    """Refuse what has come through all `**kwargs` and no one will read.
+
+    Raises:
+        ValueError: With its name.
+    """
+    for name in options:
+        if name not in _OPTIONS:
+            raise ValueError(f"`{name}` is no argument of this model, and none of {', '.join(sorted(_OPTIONS))}.")
+
+
+def of_encoders(options: dict) -> dict:
+    """Those of a model's options that are about encoders, too; a choice of single layers is not."""
+    switches = {name: options.get(name) for name in ("output_attentions", "output_hidden_states")}
+    return {name: value for name, value in switches.items() if isinstance(value, bool)}
 
 
 def check_pixel_values(pixel_values: torch.Tensor, config, any_size: bool = False, name: str = "pixel_values") -> None:
@@ -65,13 +88,16 @@ def check_texts(
             )
 
 
-def supervised_labels(labels: torch.Tensor, attention_mask: torch.Tensor | None, vocab_size: int) -> torch.Tensor:
+def supervised_labels(
+    labels: torch.Tensor, attention_mask: torch.Tensor | None, vocab_size: int, shifted: bool = False
+) -> torch.Tensor:
     """Checked labels, without targets that padding would have to predict (BOS behind padding on the left).
 
     Args:
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Token ids, or -100 to ignore.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
         vocab_size (`int`): Number of token ids.
+        shifted (`bool`): As in [`~losses.captioning_loss`].
 
     Raises:
         ValueError: If a label lies outside the vocabulary.
@@ -80,13 +106,14 @@ def supervised_labels(labels: torch.Tensor, attention_mask: torch.Tensor | None,
         valid = labels[labels != -100]
         if valid.numel() and (valid.min() < 0 or valid.max() >= vocab_size):
             raise ValueError(
-                f"`labels` must be -100 or lie between 0 and {vocab_size - 1}, got values from {valid.min().item()} to "
+                f"`{'shift_labels' if shifted else 'labels'}` must be -100 or lie between 0 and {vocab_size - 1}, got values from {valid.min().item()} to "
                 f"{valid.max().item()}."
             )
     if attention_mask is None or attention_mask.shape != labels.shape:
         return labels
-    behind_padding = torch.nn.functional.pad(attention_mask[:, :-1] == 0, (1, 0)).to(labels.device)
-    return labels.masked_fill(behind_padding, -100)
+    is_padding = attention_mask == 0
+    predicted_by_padding = is_padding if shifted else torch.nn.functional.pad(is_padding[:, :-1], (1, 0))
+    return labels.masked_fill(predicted_by_padding.to(labels.device), -100)
 
 
 def check_training_has_labels(labels: torch.Tensor | None, use_cache: bool | None) -> None:
@@ -191,6 +218,8 @@ __all__ = [
     "check_training_has_labels",
     "default_position_ids",
     "fill_context",
+    "of_encoders",
     "padding_mask",
+    "refuse_unknown",
     "supervised_labels",
 ]

@@ -13,11 +13,18 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .inputs import refuse_unknown
+
 
 def build_norm(config, hidden_size: int | None = None) -> nn.Module:
     """RMSNorm or LayerNorm over the last dimension, as `config.norm_type` says. Both compute statistics in fp32."""
     norm_class = nn.RMSNorm if config.norm_type == "rmsnorm" else nn.LayerNorm
     return norm_class(hidden_size or config.hidden_size, eps=config.norm_eps)
+
+
+def learned_scalar(value: float) -> nn.Parameter:
+    """In fp32, whatever the model's precision; of shape `(1,)`, because FSDP2 refuses parameters without a dimension."""
+    return nn.Parameter(torch.tensor([value], dtype=torch.float32))
 
 
 class PlainFeedForward(nn.Module):
@@ -276,6 +283,7 @@ class Attention(nn.Module):
         is_cross_attention: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        refuse_unknown(kwargs)  # here they come to their end, through whatever entrance
         if is_cross_attention:
             query, key, value = self._cross_attention_states(hidden_states, key_value_states, layer_past)
         else:
@@ -378,6 +386,7 @@ __all__ = [
     "build_feed_forward",
     "build_norm",
     "eager_attention_forward",
+    "learned_scalar",
     "resize_position_table",
     "rotary_embedding",
     "slice_logits_to_keep",

@@ -165,6 +165,7 @@ def captioning_loss(
     lm_head: Callable[[torch.Tensor], torch.Tensor],
     gather: bool = False,
     chunk_size: int = 1024,
+    shifted: bool = False,
 ) -> torch.Tensor:
     """Next-token cross-entropy, mean over the tokens of the whole batch (CoCa, arXiv 2205.01917, eq. 3).
 
@@ -179,6 +180,7 @@ def captioning_loss(
         gather (`bool`): Divide by the mean token count of all processes, so that gradients averaged by DDP are those of
             the global batch even where captions differ in length.
         chunk_size (`int`): Tokens per chunk.
+        shifted (`bool`): Whether labels already stand where they are predicted: that of position t at t.
 
     Returns:
         `torch.Tensor` of shape `()`; zero if no token is supervised.
@@ -188,8 +190,10 @@ def captioning_loss(
             "`labels` must have one entry per token: expected shape "
             f"{tuple(hidden_states.shape[:2])}, got {tuple(labels.shape)}."
         )
-    states = hidden_states[:, :-1].flatten(0, 1)  # (tokens, hidden_size)
-    targets = labels[:, 1:].flatten().to(states.device)
+    if not shifted:
+        hidden_states, labels = hidden_states[:, :-1], labels[:, 1:]
+    states = hidden_states.flatten(0, 1)  # (tokens, hidden_size)
+    targets = labels.flatten().to(states.device)
     if not torch.compiler.is_compiling():  # padding and questions cost no logits; their number would break a graph
         supervised = targets != -100
         states, targets = states[supervised], targets[supervised]

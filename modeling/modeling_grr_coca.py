@@ -28,6 +28,7 @@ from .layers import (
     PatchEmbeddings,
     SelfAttentionBlock,
     build_norm,
+    learned_scalar,
     resize_position_table,
     rotary_embedding,
 )
@@ -407,7 +408,7 @@ class GrrCocaModel(DualEncoder, GrrCocaPreTrainedModel):
         self.multimodal_decoder = GrrCocaMultimodalDecoder._from_config(config.text_config)
         self.visual_projection = nn.Linear(config.vision_config.pooler_hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init_value)]))
+        self.logit_scale = learned_scalar(config.logit_scale_init_value)
         self.post_init()
 
     @can_return_tuple

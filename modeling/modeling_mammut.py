@@ -34,6 +34,7 @@ from .layers import (
     PatchEmbeddings,
     SelfAttentionBlock,
     build_norm,
+    learned_scalar,
     resize_position_table,
 )
 from .losses import contrastive_loss, focal_contrastive_loss
@@ -370,10 +371,11 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         self.visual_projection = None
         if not config.shared_image_projection:
             self.visual_projection = nn.Linear(config.vision_config.hidden_size, width, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init_value)]))
+        self.logit_scale = learned_scalar(config.logit_scale_init_value)
         self.logit_bias = None
         if config.use_logit_bias:
-            self.logit_bias = nn.Parameter(torch.tensor([float(config.logit_bias_init_value)]))
+            self.logit_bias = learned_scalar(config.logit_bias_init_value)
+            self._keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]
         self.post_init()
 
     @can_return_tuple
@@ -531,8 +533,9 @@ class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel
     def _prompt_inputs(self, attention_mask: torch.LongTensor) -> dict[str, torch.Tensor]:
         return {"prefix_mask": attention_mask} if self.config.text_config.bidirectional_prefix else {}
 
-    def prepare_inputs_for_generation(self, input_ids, **kwargs) -> dict:
-        model_inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs) -> dict:
+        # transformers looks for `inputs_embeds` among the parameters before it lets a prompt be given so
+        model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if model_inputs.get("prefix_mask") is not None:
             if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
                 del model_inputs["prefix_mask"]  # its keys and values are cached

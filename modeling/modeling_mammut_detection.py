@@ -12,7 +12,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mammut import MammutConfig, MammutDetectionConfig
 from .detection import (
@@ -27,7 +27,7 @@ from .detection import (
     require_torchvision,
     suppress,
 )
-from .inputs import check_pixel_values, padding_mask
+from .inputs import check_pixel_values, padding_mask, refuse_unknown
 from .modeling_mammut import MammutModel, MammutPreTrainedModel, MammutVisionModel
 
 
@@ -71,7 +71,7 @@ class MammutObjectDetectionOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`, returned with `labels`): Sum of `loss_dict`.
         loss_dict (`dict[str, torch.Tensor]`, returned with `labels`): `rpn_centerness`, `rpn_box`, `classification`, `box`, `mask`.
         logits (`torch.Tensor` of shape `(batch_size, num_boxes, num_classes)`, without `labels`):
-            Log-odds of the final scores, so that their sigmoid is the score. Minus infinity for pairs of box and class that
+            Log-odds of the final scores, so that their sigmoid is the score. The lowest number for pairs of box and class that
             non-maximum suppression removed, and for all but the best `10 * max_detections` pairs.
         pred_boxes (`torch.Tensor` of shape `(batch_size, num_boxes, 4)`, without `labels`):
             Center x, center y, width and height as shares of the input's side, the best box first.
@@ -82,6 +82,7 @@ class MammutObjectDetectionOutput(ModelOutput):
             Probabilities within every box.
         class_embeds (`torch.Tensor` of shape `(..., num_classes, text_hidden_size)`): Normalised embeddings of the classes.
         regions (`MammutRegions`, without `labels`): For other classes of the same images.
+        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*): Of the ViT, as its blocks have them (in windows), when asked for.
     """
 
     loss: torch.Tensor | None = None
@@ -93,6 +94,8 @@ class MammutObjectDetectionOutput(ModelOutput):
     pred_masks: torch.Tensor | None = None
     class_embeds: torch.Tensor | None = None
     regions: MammutRegions | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
     def to_tuple(self) -> tuple:
         return tuple(value.to_tuple() if isinstance(value, MammutRegions) else value for value in self.values())
@@ -117,10 +120,10 @@ class MammutForObjectDetection(MammutPreTrainedModel):
     ```
     """
 
-    main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012  (a captioner's checkpoint)
-    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias", "log_temperature"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["log_temperature"]  # noqa: RUF012
+    _can_record_outputs = MammutVisionModel._can_record_outputs
 
     def __init__(self, config: MammutConfig):
         require_torchvision(type(self).__name__)
@@ -375,7 +378,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         height, width = regions.image_size
         size = torch.tensor([width, height, width, height], device=boxes.device)
         return MammutObjectDetectionOutput(
-            logits=scores.take_along_dim(best, dim=1).logit(),
+            logits=scores.take_along_dim(best, dim=1).logit().nan_to_num(),
             pred_boxes=corners_to_center_format(boxes / size),
             objectness=regions.objectness.take_along_dim(best[..., 0], dim=1),
             class_probabilities=fused.take_along_dim(best, dim=1),
@@ -447,7 +450,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
             )
         return losses
 
-    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -478,6 +481,7 @@ class MammutForObjectDetection(MammutPreTrainedModel):
         Raises:
             ValueError: If images or classes are missing, or shapes do not fit.
         """
+        refuse_unknown(kwargs)
         if (pixel_values is None) == (regions is None):
             raise ValueError("Pass exactly one of `pixel_values` and `regions`.")
         if (input_ids is None) == (class_embeds is None):

@@ -17,10 +17,10 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_vw_lmm import VwLmmConfig, vocabulary_with_placeholder
-from .inputs import check_training_has_labels, supervised_labels
+from .inputs import check_training_has_labels, of_encoders, refuse_unknown, supervised_labels
 from .layers import slice_logits_to_keep
 from .losses import captioning_loss, visual_modeling_loss
 from .self_contained import SelfContainedModel
@@ -35,9 +35,11 @@ class VwLmmModelOutputWithPast(BaseModelOutputWithPast):
     Args:
         image_hidden_states (`torch.Tensor` of shape `(num_images, image_seq_length, hidden_size)`, *optional*):
             What the language model read at the placeholders.
+        image_outputs (`BaseModelOutputWithPooling`, *optional*): Of [`VwLmmModel.get_image_features`].
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
@@ -53,11 +55,13 @@ class VwLmmCausalLMOutputWithPast(CausalLMOutputWithPast):
         visual_loss (`torch.Tensor` of shape `()`, *optional*): Mean divergence over image patches; 0 without images.
         image_hidden_states (`torch.Tensor` of shape `(num_images, image_seq_length, hidden_size)`, *optional*):
             Outputs of the adapter, from which `vm_head` makes visual words.
+        image_outputs (`BaseModelOutputWithPooling`, *optional*): Of [`VwLmmModel.get_image_features`].
     """
 
     language_loss: torch.Tensor | None = None
     visual_loss: torch.Tensor | None = None
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
@@ -124,23 +128,29 @@ class VwLmmModel(VwLmmPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`): Normalised images.
+            kwargs: For the tower: `output_hidden_states`, `output_attentions`.
 
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `pooler_output` of shape `(num_images,
-            image_seq_length, hidden_size)` holds the adapter's outputs; the rest is the tower's.
+            image_seq_length, hidden_size)` holds the adapter's outputs; the rest is the tower's, of whose hidden states only the
+            one that is read is kept (since transformers 5.24) unless all are asked for.
 
         Raises:
             ValueError: If the images are no batch, or the tower makes another number of tokens than `image_seq_length`.
         """
+        refuse_unknown(kwargs)
         config = self.config
         if pixel_values.ndim != 4 or 0 in pixel_values.shape[:1]:
             raise ValueError(
                 "`pixel_values` must have shape (num_images, num_channels, height, width) with at least one image, got "
                 f"{tuple(pixel_values.shape)}."
             )
-        outputs = self.vision_tower(
-            pixel_values.to(self.vision_tower.dtype), output_hidden_states=True, return_dict=True
-        )
+        all_states = kwargs.pop("output_hidden_states", None)
+        if all_states is None:
+            all_states = config.vision_config.output_hidden_states
+        wanted = all_states is True or [*(all_states or []), config.vision_feature_layer]
+        kwargs |= {"output_hidden_states": wanted, "return_dict": True}
+        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
         features = outputs.hidden_states[config.vision_feature_layer]  # (num_images, tokens, vision_hidden_size)
         if config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
@@ -150,11 +160,8 @@ class VwLmmModel(VwLmmPreTrainedModel):
                 f"{config.image_seq_length}. Check `vision_feature_select_strategy` "
                 f"({config.vision_feature_select_strategy!r}) and the size of the images {tuple(pixel_values.shape[-2:])}."
             )
-        return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.multi_modal_projector(features),
-            hidden_states=outputs.hidden_states,
-        )
+        outputs.pooler_output = self.multi_modal_projector(features)
+        return outputs
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None = None
@@ -182,7 +189,6 @@ class VwLmmModel(VwLmmPreTrainedModel):
         )
 
     @takes_cache
-    @merge_with_config_defaults
     @can_return_tuple
     def forward(
         self,
@@ -214,14 +220,17 @@ class VwLmmModel(VwLmmPreTrainedModel):
         Raises:
             ValueError: If placeholders and images do not match, or inputs contradict one another.
         """
+        refuse_unknown(kwargs)  # a language model of transformers would not
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if pixel_values is not None and image_features is not None:
             raise ValueError("Pass either `pixel_values` or `image_features`, got both.")
+        encoded = None
         if pixel_values is not None:
             if self.config.pseudo_image_features:
                 raise ValueError("Pseudo image features are made by the VM head: use `VwLmmForCausalLM`.")
-            image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
+            encoded = self.get_image_features(pixel_values, return_dict=True, **of_encoders(kwargs))
+            image_features = encoded.pooler_output
 
         mask = self.get_placeholder_mask(input_ids, inputs_embeds)
         if not torch.compiler.is_compiling():
@@ -248,6 +257,7 @@ class VwLmmModel(VwLmmPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
+            image_outputs=encoded,
         )
 
 
@@ -285,7 +295,9 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
                 f"`{key}` of the checkpoint has shape {tuple(stored)}, its configuration says {tuple(expected)}. Token "
                 "embeddings, `lm_head` and `vm_head` must have as many rows as the text configuration's `vocab_size`."
             )
-        if model.config.pseudo_image_features and "vm_head.weight" in info["missing_keys"]:
+        # Whoever asks what is missing is told, and whoever brings the weights knows.
+        is_known = with_info or kwargs.get("state_dict") is not None
+        if not is_known and model.config.pseudo_image_features and "vm_head.weight" in info["missing_keys"]:
             raise ValueError(
                 "The checkpoint has no `vm_head.weight`, but `pseudo_image_features` make every image of it: nothing sensible "
                 "would come out."
@@ -434,6 +446,8 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             skip_logits (`bool`, *optional*):
                 Leave the logits out. Default: while training with `labels`, because no loss holds more than a chunk of them.
             mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}` instead of `pixel_values`.
+            kwargs: Switches of transformers; and `shift_labels`, of the shape of `labels`, beside them: what the language loss
+                takes instead, shifted already. (As an argument, `Trainer` would look for it in every batch.)
 
         Raises:
             ValueError: If placeholders and images do not match, inputs contradict one another, or a training step has no
@@ -442,11 +456,14 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         config = self.config
         if self.training:
             check_training_has_labels(labels, use_cache)
+        shift_labels = kwargs.pop("shift_labels", None)
+        if shift_labels is not None and labels is None:
+            raise ValueError("`shift_labels` need `labels`.")
         encoded = (mm_encoder_outputs or {}).get("image")
         if encoded is not None and pixel_values is not None:
             raise ValueError("Pass either `pixel_values` or `mm_encoder_outputs`, got both.")
         if encoded is None and pixel_values is not None:
-            encoded = self.get_image_features(pixel_values, return_dict=True)
+            encoded = self.get_image_features(pixel_values, return_dict=True, **of_encoders(kwargs))
         adapted = read = None
         if encoded is not None:
             adapted = read = encoded.pooler_output  # (num_images, image_seq_length, hidden_size)
@@ -474,9 +491,14 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         loss = language_loss = visual_loss = None
         if labels is not None:
             is_patch = self.model.get_placeholder_mask(input_ids, inputs_embeds)
-            labels = labels.masked_fill(is_patch.to(labels.device), -100)
-            labels = supervised_labels(labels, attention_mask, config.text_config.vocab_size)
-            loss = language_loss = captioning_loss(hidden_states, labels, lm_head, gather=self.training)
+            shifted = shift_labels is not None
+            targets = shift_labels if shifted else labels
+            ignored = nn.functional.pad(is_patch[:, 1:], (0, 1)) if shifted else is_patch
+            targets = targets.masked_fill(ignored.to(targets.device), -100)
+            targets = supervised_labels(targets, attention_mask, config.text_config.vocab_size, shifted)
+            loss = language_loss = captioning_loss(
+                hidden_states, targets, lm_head, gather=self.training, shifted=shifted
+            )
             if config.visual_loss != "none":
                 visual_loss = self._visual_loss(hidden_states, adapted, is_patch, attention_mask)
                 loss = loss + config.visual_loss_weight * visual_loss
@@ -491,6 +513,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=adapted,
+            image_outputs=encoded,
         )
 
     def _visual_loss(
@@ -528,7 +551,9 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         modules = [] if has_images else [self.model.vision_tower, self.model.multi_modal_projector]
         if not has_images or (self.config.visual_loss == "none" and not self.config.pseudo_image_features):
             modules.append(self.vm_head)
-        return sum(0.0 * p.sum() for module in modules for p in module.parameters() if p.requires_grad)
+        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+        # Of a sharded one this process's part, which keeps the loss an ordinary tensor
+        return sum(0.0 * (p.to_local() if isinstance(p, DTensor) else p).sum() for p in trained)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
         """Both heads and the token embeddings share the vocabulary: new rows for all of them. All but the placeholder become words.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import transformers
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -115,6 +116,14 @@ class SelfContainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def smart_apply(self, initialize, is_custom_code: bool):
+        """What transformers initialises weights with that a checkpoint lacks.
+
+        For code outside of it, it skips modules that own no tensor, in case this code writes over loaded ones. Ours does not,
+        and CLIP and SigLIP towers initialise their layers from such modules.
+        """
+        return torch.nn.Module.smart_apply(self, initialize, False)
 
     @property
     def _code_module(self) -> str:

@@ -3,6 +3,9 @@
 from .self_contained_processor import PaddedTextKwargs, SelfContainedProcessor
 
 
+GrrCocaProcessorKwargs = PaddedTextKwargs
+
+
 class GrrCocaProcessor(SelfContainedProcessor):
     """Turn images and texts into model inputs.
 
@@ -15,14 +18,14 @@ class GrrCocaProcessor(SelfContainedProcessor):
         tokenizer (`PreTrainedTokenizerBase`): Any tokenizer with a padding token, that adds BOS and EOS.
     """
 
-    valid_processor_kwargs = PaddedTextKwargs
+    valid_processor_kwargs = GrrCocaProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(self, images=None, text=None, **kwargs):
         """A batch of pictures, as [`~pictures.to_rgb`] takes them, texts, or both; options as for any processor."""
-        kwargs |= kwargs.pop("images_kwargs", None) or {}
+        kwargs = self._flat(kwargs)
         images = None if images is None else self._pictures(images, kwargs)
         return super().__call__(images=images, text=text, **kwargs)
 

@@ -13,6 +13,9 @@ from .video_frames import read_frames, split_clips
 QUESTION_TEMPLATE = "question: {question} answer:"
 
 
+MammutProcessorKwargs = PaddedTextKwargs
+
+
 class MammutProcessor(SelfContainedProcessor):
     """Turn images or videos, and texts or questions, into model inputs.
 
@@ -37,7 +40,7 @@ class MammutProcessor(SelfContainedProcessor):
             these more.
     """
 
-    valid_processor_kwargs = PaddedTextKwargs
+    valid_processor_kwargs = MammutProcessorKwargs
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class MammutProcessor(SelfContainedProcessor):
             raise ValueError(
                 "`videos_kwargs` has no reader: pass `num_frames`, `fps` and image options by themselves."
             )
-        kwargs |= kwargs.pop("images_kwargs", None) or {}
+        kwargs = self._flat(kwargs)
         images = None if images is None else self._pictures(images, kwargs)
         data: dict = {}
         if isinstance(text, (list, tuple)) and text and not isinstance(text[0], str):
@@ -189,7 +192,7 @@ class MammutProcessor(SelfContainedProcessor):
         return select_detections(outputs, threshold, target_sizes, text_labels, top_k)
 
     def _read_videos(self, videos, num_frames: int | None, fps: float | None, kwargs: dict) -> torch.Tensor:
-        merged = self._merge_kwargs(PaddedTextKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged = self._merge_kwargs(MammutProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         given = {name: value for name, value in merged["images_kwargs"].items() if name != "return_tensors"}
         clips = []
         for index, clip in enumerate(split_clips(videos) or [[]]):

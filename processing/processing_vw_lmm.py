@@ -64,6 +64,17 @@ def with_images(template: str) -> str:
 CHAT_TEMPLATES = {"vicuna_v1": with_images(_VICUNA), "mistral": with_images(_MISTRAL)}
 
 
+# Options of tokenizers that ask for more than ids.
+_UNREAD = {
+    "return_length",
+    "return_overflowing_tokens",
+    "return_special_tokens_mask",
+    "return_token_type_ids",
+    "stride",
+}
+_UNREAD |= {"is_split_into_words", "text_pair", "text_target"}
+
+
 class VwLmmProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": False}}  # noqa: RUF012
 
@@ -77,8 +88,8 @@ class VwLmmProcessor(SelfContainedProcessor):
     Args:
         image_processor: Any image processor. The released models pad images to squares (`LlavaImageProcessor`, `do_pad`).
         tokenizer (`PreTrainedTokenizerBase`): Any tokenizer that knows `image_token`.
-        chat_template (`str`, *optional*):
-            `"vicuna_v1"`, `"mistral"`, or a Jinja template. Default: the tokenizer's own.
+        chat_template (`str` or `dict[str, str]`, *optional*):
+            `"vicuna_v1"`, `"mistral"`, or a Jinja template, or several by their names. Default: the tokenizer's own.
         image_seq_length (`int`): Placeholders of one image: patches that the model's vision tower makes.
         image_token (`str`): Stands for one image in a text, and for one patch in the ids.
 
@@ -86,11 +97,13 @@ class VwLmmProcessor(SelfContainedProcessor):
         ValueError: If the tokenizer does not know `image_token`, or there is no such template.
     """
 
+    valid_processor_kwargs = VwLmmProcessorKwargs
+
     def __init__(
         self,
         image_processor=None,
         tokenizer=None,
-        chat_template: str | None = None,
+        chat_template: str | dict[str, str] | None = None,
         image_seq_length: int = 576,
         image_token: str = IMAGE_TOKEN,
         **kwargs,
@@ -100,14 +113,16 @@ class VwLmmProcessor(SelfContainedProcessor):
                 f"`tokenizer` has no token {image_token!r}. Add it (`tokenizer.add_tokens`), or let "
                 "`VwLmmProcessor.from_vision_text_pretrained` do so."
             )
-        if chat_template in CHAT_TEMPLATES:
+        if isinstance(chat_template, str) and chat_template in CHAT_TEMPLATES:
             chat_template = CHAT_TEMPLATES[chat_template]
-        elif chat_template is not None and "{" not in chat_template:
+        elif isinstance(chat_template, str) and "{" not in chat_template and len(chat_template.split()) < 2:
             raise ValueError(
                 f"Unknown `chat_template` {chat_template!r}. Known: {', '.join(sorted(CHAT_TEMPLATES))}, or a Jinja template."
             )
         elif chat_template is None and tokenizer is not None and tokenizer.chat_template is not None:
-            chat_template = with_images(tokenizer.chat_template)
+            own = tokenizer.chat_template
+            named = isinstance(own, dict)
+            chat_template = {name: with_images(each) for name, each in own.items()} if named else with_images(own)
         self.image_seq_length = image_seq_length
         self.image_token = image_token
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -156,8 +171,9 @@ class VwLmmProcessor(SelfContainedProcessor):
             images: An image, a list of images in reading order, or a list of them for every text, each as [`~pictures.to_rgb`]
                 takes it: PIL images, arrays, tensors, paths, URLs.
             text (`str` or `list[str]`): Texts in which every image stands as `image_token`.
-            kwargs: Options of tokenizers (`padding`, `padding_side`, `truncation`, `max_length`, `return_tensors`, ...) and of
-                the image processor.
+            kwargs: Of tokenizers `padding`, `padding_side`, `pad_to_multiple_of`, `truncation`, `max_length`, `add_special_tokens`,
+                `return_tensors`, `return_offsets_mapping` (characters of `text`; nothing for placeholders) and
+                `return_mm_token_type_ids` (1 for placeholders); and all of the image processor.
 
         Returns:
             [`BatchFeature`] with `input_ids`, `attention_mask` and, where there are images, `pixel_values` of shape
@@ -170,9 +186,19 @@ class VwLmmProcessor(SelfContainedProcessor):
             raise ValueError("`text` is missing; images stand in it as `image_token`.")
         texts = list_of_texts(text, "text")
         options = self._merge_kwargs(VwLmmProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        for name in options["text_kwargs"].keys() & _UNREAD:
+            if options["text_kwargs"][name]:
+                raise ValueError(
+                    f"`{name}` has no meaning for texts that are tokenised in parts, around their images."
+                )
         features = self._image_features(texts, images, **options["images_kwargs"])
-        rows = [self._tokenize(row, **options["text_kwargs"])[0] for row in texts]
-        return self._pad(rows, features, **options["text_kwargs"])
+        rows, spans = zip(*(self._tokenize(row, **options["text_kwargs"]) for row in texts), strict=True)
+        beside = {}
+        if options["text_kwargs"].pop("return_offsets_mapping", False):
+            beside["offset_mapping"] = spans, (0, 0)
+        if options["text_kwargs"].pop("return_mm_token_type_ids", False):
+            beside["mm_token_type_ids"] = [[int(token == self.image_token_id) for token in row] for row in rows], 0
+        return self._pad(list(rows), features, beside, **options["text_kwargs"])
 
     def encode_conversations(
         self, conversations: list[list[dict]], images: list[list] | None = None, **kwargs
@@ -198,15 +224,15 @@ class VwLmmProcessor(SelfContainedProcessor):
         features = self._image_features(list(texts), images if any(images) else None, **options["images_kwargs"])
         rows, labels = [], []
         for row, answers in zip(texts, spans, strict=True):
-            ids, starts = self._tokenize(row, **options["text_kwargs"])
+            ids, places = self._tokenize(row, **options["text_kwargs"])
             rows.append(ids)
             labels.append(
                 [
-                    token if any(first <= start < last for first, last in answers) else -100
-                    for token, start in zip(ids, starts, strict=True)
+                    token if start < end and any(first <= start < last for first, last in answers) else -100
+                    for token, (start, end) in zip(ids, places, strict=True)
                 ]
             )
-        return self._pad(rows, features, labels, **options["text_kwargs"])
+        return self._pad(rows, features, {"labels": (labels, -100)}, **options["text_kwargs"])
 
     def _render(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
         """A conversation as text, and from where to where the assistant speaks in it."""
@@ -226,24 +252,24 @@ class VwLmmProcessor(SelfContainedProcessor):
         return whole, spans
 
     def _tokenize(self, text: str, add_special_tokens: bool = True, truncation=False, max_length=None, **kwargs):
-        """Token ids of one text, chunk by chunk, and the character at which each begins."""
+        """Token ids of one text, chunk by chunk, and from which to which character each goes."""
         tokenizer = self.tokenizer
-        ids, starts = [], []
+        ids, places = [], []
         bos = tokenizer.bos_token_id
         # What the tokenizer itself puts in front of a text, unless the template already has
         adds_bos = add_special_tokens and bos is not None and tokenizer("").input_ids[:1] == [bos]
         if adds_bos and not text.startswith(tokenizer.bos_token):
-            ids, starts = [bos], [-1]
+            ids, places = [bos], [(0, 0)]
         position = 0
         for index, chunk in enumerate(text.split(self.image_token)):
             if index > 0:
                 ids += [self.image_token_id] * self.image_seq_length
-                starts += [-1] * self.image_seq_length
+                places += [(0, 0)] * self.image_seq_length
                 position += len(self.image_token)
             if chunk:
                 encoded = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
                 ids += encoded.input_ids
-                starts += [position + start for start, _ in encoded.offset_mapping]
+                places += [(position + start, position + end) for start, end in encoded.offset_mapping]
                 position += len(chunk)
         longest = max_length or tokenizer.model_max_length
         if len(ids) > longest:
@@ -256,8 +282,8 @@ class VwLmmProcessor(SelfContainedProcessor):
                 raise ValueError(
                     f"`truncation` to {longest} tokens would cut an image ({self.image_seq_length} tokens) of {text[:60]!r}."
                 )
-            ids, starts = ids[:longest], starts[:longest]
-        return ids, starts
+            ids, places = ids[:longest], places[:longest]
+        return ids, places
 
     def _image_features(self, texts: list[str], images, **kwargs) -> dict:
         """Pixel values of all images, once they match the texts."""
@@ -283,7 +309,8 @@ class VwLmmProcessor(SelfContainedProcessor):
             return {}
         return dict(self.image_processor(given, **kwargs))
 
-    def _pad(self, rows, features: dict, labels=None, padding=False, return_tensors=None, **kwargs) -> BatchFeature:
+    def _pad(self, rows, features: dict, beside: dict, padding=False, return_tensors=None, **kwargs) -> BatchFeature:
+        """A batch of token ids; `beside` them stand lists with one value per token, and what fills these up."""
         side = kwargs.get("padding_side") or self.tokenizer.padding_side
         padded = self.tokenizer.pad(
             {"input_ids": rows},
@@ -293,11 +320,11 @@ class VwLmmProcessor(SelfContainedProcessor):
             padding_side=side,
         )
         data = {**padded, **features}
-        if labels is not None:
-            data["labels"] = []
-            for row, ids in zip(labels, padded["input_ids"], strict=True):
-                filler = [-100] * (len(ids) - len(row))
-                data["labels"].append(filler + row if side == "left" else row + filler)
+        for name, (values, nothing) in beside.items():
+            data[name] = []
+            for row, ids in zip(values, padded["input_ids"], strict=True):
+                filler = [nothing] * (len(ids) - len(row))
+                data[name].append(filler + row if side == "left" else row + filler)
         return BatchFeature(data, tensor_type=return_tensors)
 
 

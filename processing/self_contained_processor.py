@@ -1,5 +1,8 @@
 """Processors that carry their code, as the models do."""
 
+import os
+
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from .pictures import flatten, rgb_pictures, to_rgb
@@ -53,6 +56,14 @@ class SelfContainedProcessor(ProcessorMixin):
                 )
         return found
 
+    @staticmethod
+    def _flat(kwargs: dict) -> dict:
+        """Options with those of `images_kwargs` among the others."""
+        nested = kwargs.pop("images_kwargs", None) or {}
+        if twice := nested.keys() & kwargs.keys():
+            raise ValueError(f"`{min(twice)}` stands in `images_kwargs` and beside it; pass it once.")
+        return kwargs | nested
+
     def _check_text(self, text, **kwargs) -> None:
         """Refuse no text at all, and texts longer than the context unless `truncation` is asked for."""
         texts = list_of_texts(text, "text")
@@ -73,16 +84,18 @@ class SelfContainedProcessor(ProcessorMixin):
             self._check_text(text, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As transformers' own, with the source files and the `auto_map`."""
+        """As transformers' own, with the source files and an `auto_map` that names them, which the parts need not know."""
         cls = type(self)
         auto_name = cls._auto_class
+        os.makedirs(save_directory, exist_ok=True)
         try:
             cls._auto_class = "AutoProcessor"
+            custom_object_save(self, save_directory, config=self)
+            cls._auto_class = None
             return super().save_pretrained(save_directory, **kwargs)
         finally:
             cls._auto_class = auto_name
-            for part in (self, *(getattr(self, name) for name in self.get_attributes())):
-                part.__dict__.pop("auto_map", None)
+            vars(self).pop("auto_map", None)
 
 
 __all__ = ["PaddedTextKwargs", "SelfContainedProcessor", "list_of_texts"]

@@ -5,7 +5,7 @@ import torch
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from tests.conftest import random_batch, tiny_mammut, tiny_model
+from tests.conftest import random_batch, tiny_config, tiny_mammut, tiny_mammut_config, tiny_model
 from tests.processes import run_in_processes
 from triptych.modeling.transformers_versions import CACHE_NAME, named_cache
 
@@ -158,3 +158,11 @@ def test_another_picture_beside_a_cache_is_refused(make):
     ):
         with pytest.raises(ValueError, match=rf"`{CACHE_NAME}` holds the image"):
             call()
+
+
+@pytest.mark.parametrize("make_config", [tiny_config, tiny_mammut_config])
+def test_the_longest_text_is_set_where_it_is_read(make_config):
+    config = make_config()
+    config.max_position_embeddings = 9
+    assert config.text_config.max_position_embeddings == config.max_position_embeddings == 9
+    assert "max_position_embeddings" not in config.to_diff_dict()

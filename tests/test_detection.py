@@ -758,3 +758,16 @@ def test_drawings_show_boxes_where_they_are():
     assert abs(changed[:, 0].max() - 160) <= 2
     assert abs(changed[:, 1].min() - 40) <= 2
     assert abs(changed[:, 1].max() - 120) <= 3
+
+
+@needs_torchvision
+def test_states_of_the_vit_come_out_when_asked_for_and_scalars_stay_in_fp32():
+    model = tiny_detector().to(torch.float32)
+    inputs = {"pixel_values": pixels(), "class_embeds": classes(3)}
+    assert model(**inputs).hidden_states is None
+    states = model(**inputs, output_hidden_states=True).hidden_states
+    assert len(states) == 1 + model.config.vision_config.num_hidden_layers
+    assert all(torch.isfinite(model(**inputs).logits).flatten())
+    half = MammutForObjectDetection._from_config(model.config, dtype=torch.bfloat16)
+    kept = {name for name, p in half.named_parameters() if p.dtype == torch.float32}
+    assert kept == {"model.logit_scale", "box_head.log_temperature"}

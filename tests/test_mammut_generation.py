@@ -133,3 +133,15 @@ def test_videos_caption_and_answer_as_images_do():
 def test_bad_requests_say_what_is_wrong(inputs, message):
     with pytest.raises(ValueError, match=message):
         tiny_mammut().generate(**inputs)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_prompt_of_embeddings_is_continued_as_its_ids_are(bidirectional):
+    model = tiny_mammut(text_config={"bidirectional_prefix": bidirectional})
+    batch = random_batch(model.config)
+    ids, images = batch["input_ids"][:, :4], batch["pixel_values"]
+    expected = model.generate(ids, images, max_new_tokens=5, eos_token_id=None)[:, 4:]
+    embeds = model.get_input_embeddings()(ids)
+    assert torch.equal(
+        model.generate(inputs_embeds=embeds, pixel_values=images, max_new_tokens=5, eos_token_id=None), expected
+    )

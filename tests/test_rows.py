@@ -250,6 +250,6 @@ def test_tars_of_webdataset_are_read_by_the_ends_of_their_files(tmp_path):
     assert sorted(row["txt"] for row in rows) == [f"caption {index}" for index in range(4)]
     assert all(row["png"].getpixel((0, 0))[0] == 60 * int(row["txt"][-1]) for row in rows)
     with pytest.raises(
-        ValueError, match="`image_column='image'` is not a column of .* it has png, txt, __key__, __url__"
+        ValueError, match=r"`image_column='image'` is not a column of .* it has png, txt, __key__, __url__"
     ):
         load_pairs(str(tmp_path / "shards"))

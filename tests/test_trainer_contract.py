@@ -99,3 +99,38 @@ def test_no_training_step_sees_a_larger_scale_than_the_maximum(tmp_path, name, k
     encoder.logit_scale.data.fill_(-1.0)
     encoder.clamp_logit_scale()
     assert encoder.logit_scale.item() == 0
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_labels_that_are_shifted_already_give_the_same_loss(name):
+    """`Trainer` shifts them where several processes share a sequence; `labels` have no say then."""
+    model, processor = PAIRS[name]()
+    batch = batch_of(model, processor)
+    labels = batch["labels"]
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    batch["attention_mask"][0, 3] = 0  # predicts nothing
+    with torch.no_grad():
+        expected = model(**batch).loss
+        torch.testing.assert_close(
+            model(**{**batch, "labels": labels.clamp(min=3)}, shift_labels=shifted).loss, expected
+        )
+        row, place = (shifted != -100).nonzero()[0]
+        shifted[row, place] = 3 + (shifted[row, place] == 3)
+        assert not torch.isclose(model(**batch, shift_labels=shifted).loss, expected)
+    with pytest.raises(ValueError, match="`shift_labels` need `labels`"):
+        model(**{**batch, "labels": None}, shift_labels=shifted)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_no_part_of_a_model_reads_is_refused_at_every_entrance(name):
+    model, processor = PAIRS[name]()
+    batch = batch_of(model, processor)
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    texts = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    entrances = [(model, inputs), (model, batch), (model.get_image_features, {"pixel_values": inputs["pixel_values"]})]
+    if name != "vw_lmm":
+        entrances += [(model.model, inputs), (model.get_text_features, texts), (model.generate, inputs)]
+        entrances.append((model.model.vision_model, {"pixel_values": inputs["pixel_values"]}))
+    for entrance, arguments in entrances:
+        with pytest.raises(ValueError, match="num_items"):
+            entrance(**arguments, num_items_in_batch=3)

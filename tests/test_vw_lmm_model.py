@@ -541,3 +541,14 @@ def test_a_tower_whose_weights_are_not_there_is_refused(tmp_path):
     tiny_vw_lmm().save_pretrained(tmp_path / "vlm")  # CLIP's names, behind a prefix that CLIP does not know
     with pytest.raises(ValueError, match=r"lacks \d+ of the tower's weights .* would stay random"):
         VwLmmForCausalLM.from_vision_text_pretrained(str(tmp_path / "vlm"), str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("model_type", ["clip_vision_model", "siglip_vision_model"])
+def test_weights_that_a_checkpoint_lacks_start_as_those_of_a_fresh_model(model_type):
+    """Attention of these towers starts at a scale of its own, which transformers sets at modules without tensors."""
+    config = tiny_vw_lmm_config(vision_config={"model_type": model_type}, vision_feature_select_strategy="full")
+    fresh = VwLmmForCausalLM(config).state_dict()
+    loaded = VwLmmForCausalLM.from_pretrained(None, config=config, state_dict={}).state_dict()
+    for name, weight in fresh.items():
+        if weight.ndim > 1 and weight.numel() > 500:
+            assert loaded[name].std().item() == pytest.approx(weight.std().item(), rel=0.2), name

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AddedToken, AutoProcessor, LlamaTokenizer, LlavaImageProcessor
 
-from tests.conftest import CAPTIONS, tiny_vw_lmm_processor
+from tests.conftest import CAPTIONS, tiny_mammut_processor, tiny_processor, tiny_vw_lmm_processor
 from triptych import VwLmmProcessor
 from triptych.training.tokenizer import train_tokenizer
 
@@ -229,3 +229,56 @@ def test_round_trip(tmp_path):
     turns = [ask("a red circle?", RED), say("no")]
     for key, value in processor.encode_conversations([turns], return_tensors="pt").items():
         assert torch.equal(loaded.encode_conversations([turns], return_tensors="pt")[key], value)
+
+
+def test_what_the_assistant_says_is_marked_also_behind_images():
+    processor = tiny_vw_lmm_processor("{% for m in messages %}{% if m.role == 'user' %}<image> {{ m.content }} {% else %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}")  # fmt: skip
+    rows = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": "red"}]
+        for text in ("what", "what is it?")
+    ]
+    rows[0].append({"role": "user", "content": "sure?"})
+    text = processor.apply_chat_template(rows)
+    for side in ("left", "right"):
+        kwargs = {
+            "padding": True,
+            "padding_side": side,
+            "return_offsets_mapping": True,
+            "return_mm_token_type_ids": True,
+        }
+        batch = processor(images=[Image.new("RGB", (20, 10))] * 3, text=text, **kwargs)
+        masks = processor.apply_chat_template(
+            [rows[1][1:]],
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )["assistant_masks"]
+        assert sum(masks[0]) == len(processor.tokenizer("red", add_special_tokens=False).input_ids)
+        for index, ids in enumerate(batch["input_ids"]):
+            is_image = [int(token == processor.image_token_id) for token in ids]
+            assert batch["mm_token_type_ids"][index] == is_image
+            places = [(start, end) for start, end in batch["offset_mapping"][index] if end]
+            assert "".join(text[index][start:end] for start, end in places) == text[index].replace("<image>", "")
+    with pytest.raises(ValueError, match="`return_overflowing_tokens` has no meaning"):
+        processor(text="a", return_overflowing_tokens=True)
+
+
+@pytest.mark.parametrize("template", [{"default": "{{ 1 }}", "other": "{{ 2 }}"}, "two words"])
+def test_any_template_comes_back(template, tmp_path):
+    processor = tiny_vw_lmm_processor()
+    processor.chat_template = template
+    processor.save_pretrained(tmp_path)
+    assert VwLmmProcessor.from_pretrained(tmp_path).chat_template == template
+
+
+def test_only_the_processor_says_where_its_code_is(tmp_path):
+    tiny_vw_lmm_processor().save_pretrained(tmp_path)
+    files = [path.name for path in tmp_path.glob("*.json") if "processing_vw_lmm.VwLmmProcessor" in path.read_text()]
+    assert files == ["processor_config.json"]
+
+
+def test_options_are_given_once():
+    for processor in (tiny_processor(), tiny_mammut_processor()):
+        with pytest.raises(ValueError, match="`do_resize` stands in `images_kwargs` and beside it"):
+            processor(images=Image.new("RGB", (20, 10)), do_resize=True, images_kwargs={"do_resize": False})
