@@ -14,18 +14,16 @@ import torch
 from timing import in_fresh_process, peak_mib
 from triptych import VwLmmConfig
 from triptych.convert.conversion import LAYOUTS, convert, empty_model
+from triptych.convert.origin import exported
 
 
 def write_source(folder: Path, num_layers: int) -> None:
     """A checkpoint as its authors store it: bf16, two pickles, flat configuration."""
     text = {**VwLmmConfig.presets()["vw-lmm-vicuna-7b"]["text_config"], "num_hidden_layers": num_layers}
     layout = LAYOUTS["vw-lmm"]
-    model = empty_model(
-        layout, VwLmmConfig.from_preset("vw-lmm-vicuna-7b", text_config={"num_hidden_layers": num_layers})
-    )
-    shapes = {
-        origin.key: model.state_dict()[name].shape for name, origin in layout.origins(model.state_dict()).items()
-    }
+    config = VwLmmConfig.from_preset("vw-lmm-vicuna-7b", text_config={"num_hidden_layers": num_layers})
+    state = empty_model(layout, config).state_dict()
+    shapes = {key: tensor.shape for key, tensor in exported(state, layout.origins(state)).items()}
     names, index = sorted(shapes), {}
     for number, part in enumerate((names[: 2 * len(names) // 3], names[2 * len(names) // 3 :]), 1):
         tensors = {name: torch.empty(shapes[name], dtype=torch.bfloat16).normal_() for name in part}

@@ -68,12 +68,10 @@ def families(args: argparse.Namespace) -> None:
         "Baseline CoCa": build(f"baseline-coca-{args.size}-iso", args),
         "GRR-CoCa": build(f"grr-coca-{args.size}-iso", args),
     }
-    steps = {
-        f"{name}, {model.num_parameters() / 1e6:.1f} M": partial(
-            step, model.train(), batch_for(model, args), args, args.bf16
-        )
-        for name, model in models.items()
-    }
+    steps = {}
+    for name, model in models.items():
+        label = f"{name}, {model.num_parameters() / 1e6:.1f} M"
+        steps[label] = partial(step, model.train(), batch_for(model, args), args, args.bf16)
     compare(f"Training step of the {args.size} presets", steps, args)
 
 
@@ -158,12 +156,10 @@ def visual_words(args: argparse.Namespace) -> None:
     presets = VwLmmConfig.presets()
 
     def pair(preset: str, vision: dict, **text: Any) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
-        fields = {**presets[preset], "vision_config": {**presets["vw-lmm-vicuna-7b"]["vision_config"], **vision}}
-        fields |= {
-            "text_config": {**presets[preset]["text_config"], **text},
-            "vision_feature_select_strategy": "default",
-        }
-        config = VwLmmConfig(**fields, detach_visual_target=True)
+        fields = {**presets[preset], "vision_feature_select_strategy": "default", "detach_visual_target": True}
+        fields["vision_config"] = presets["vw-lmm-vicuna-7b"]["vision_config"] | vision
+        fields["text_config"] = presets[preset]["text_config"] | text
+        config = VwLmmConfig(**fields)
         parts = {"vision_config": config.vision_config, "text_config": config.text_config}
         llava = LlavaForConditionalGeneration(LlavaConfig(**parts, image_token_index=config.image_token_id))
         models = {"Llava": llava, "VW-LMM": VwLmmForCausalLM(config)}

@@ -17,9 +17,9 @@ from transformers import HfArgumentParser
 from triptych.arguments import argument
 from triptych.data.detection import DetectionCollator, DetectionDataset, load_detection
 from triptych.data.splits import DataArguments, refuse_changed
-from triptych.data.statements import statement_of
 from triptych.detection import Detector, draw_detections
 from triptych.evaluation.detector import evaluate_detector
+from triptych.modeling.configuration_base import check_positive
 from triptych.training.cards import card_fields
 from triptych.training.detectors import DetectorArguments, build_detector, train_heads_and_tower
 from triptych.training.engine import Engine, RunArguments, Task
@@ -55,8 +55,7 @@ class BoxArguments(DataArguments):
             refuse_changed(self, ["on_bad_row"], "is for `train_annotations`")
         if self.dataset != "emoji-scenes":
             refuse_changed(self, ["num_scenes"], f"is for emoji scenes, `dataset` is {self.dataset!r}")
-        if self.num_eval_images < 1:
-            raise ValueError(f"`num_eval_images` must be at least 1, got {self.num_eval_images}.")
+        check_positive(self, "num_eval_images")
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(f"`min_scale` {self.min_scale} must be above 0 and at most `max_scale` {self.max_scale}.")
 
@@ -71,30 +70,14 @@ def main() -> None:
     engine = Engine(run_args)
     accelerator = engine.accelerator
     with accelerator.main_process_first():
-        data = load_detection(
-            args.dataset,
-            args.dataset_config,
-            args.train_annotations,
-            args.eval_annotations,
-            args.novel_classes,
-            num_scenes=args.num_scenes,
-            eval_split=args.eval_split,
-            group_column=args.group_column,
-            on_bad_row=args.on_bad_row,
-            seed=run_args.seed,
-        )
+        source = args.loading("train_annotations", "eval_annotations", "novel_classes", "num_scenes")
+        data = load_detection(**source, seed=run_args.seed)
     base_classes = [data.categories[index] for index in data.base]
     model, processor = build_detector(detector_args, base_classes)
     detection = model.config.detection_config
-    train_set = DetectionDataset(
-        data.splits["train"],
-        data.categories,
-        data.base,
-        detection.image_size,
-        (args.min_scale, args.max_scale),
-        detection.use_mask_head,
-        run_args.seed,
-    )
+    jitter = {"image_size": detection.image_size, "scales": (args.min_scale, args.max_scale), "seed": run_args.seed}
+    shown = (data.splits["train"], data.categories, data.base)
+    train_set = DetectionDataset(*shown, with_masks=detection.use_mask_head, **jitter)
     test_set = DetectionDataset(data.splits["test"], data.categories)
 
     def evaluate(model: nn.Module, is_last: bool) -> dict[str, float]:
@@ -103,17 +86,11 @@ def main() -> None:
         reading = (accelerator, run_args.eval_batch_size, num_images, run_args.num_workers)
         return evaluate_detector(detector, processor, test_set, data, *reading)
 
-    source = detector_args.model_name_or_path
-    about = statement_of(args.dataset, args.dataset_license)
     tags = ["object-detection", "open-vocabulary"]
-    loss_parts = (
-        "rpn_centerness",
-        "rpn_box",
-        "classification",
-        "box",
-        *(("mask",) if detection.use_mask_head else ()),
-    )
-    card = card_fields([args, detector_args], run_args, about, source, "zero-shot-object-detection", tags)
+    card = card_fields([args, detector_args], run_args, "zero-shot-object-detection", tags)
+    loss_parts = ("rpn_centerness", "rpn_box", "classification", "box") + ("mask",) * detection.use_mask_head
+    # The text side is frozen, so the classes are encoded once.
+    class_embeds = Detector(model.to(accelerator.device).eval(), processor).class_embeds(base_classes)
     classes = ", ".join(f"{len(each)} {group}" for group, each in data.groups.items()) or "all base"
     task = Task(
         name="detection",
@@ -124,10 +101,7 @@ def main() -> None:
         loss_parts=loss_parts,
         evaluate=evaluate,
         learning_rates=train_heads_and_tower(model, detector_args.backbone_learning_rate),
-        # The text side is frozen, so the classes are encoded once.
-        extra_inputs={
-            "class_embeds": Detector(model.to(accelerator.device).eval(), processor).class_embeds(base_classes)
-        },
+        extra_inputs={"class_embeds": class_embeds},
         headline=("ap50", "ap50_base", "ap50_novel"),
         card={**card, "classes": classes, "loss_parts": loss_parts},
     )

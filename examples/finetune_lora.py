@@ -21,7 +21,6 @@ from triptych.arguments import argument
 from triptych.data.pairs import CaptionRequests, ImageCaptionDataset, PairCollator, load_pairs
 from triptych.data.questions import QuestionCollator, QuestionDataset, load_questions
 from triptych.data.splits import DataArguments, refuse_changed
-from triptych.data.statements import statement_of
 from triptych.evaluation.answers import answer_questions
 from triptych.evaluation.caption_scores import CaptionScores
 from triptych.evaluation.captioner import generate_captions
@@ -29,6 +28,10 @@ from triptych.evaluation.vqa_accuracy import VqaAccuracy
 from triptych.training.adapters import AdapterArguments, add_adapter
 from triptych.training.cards import card_fields
 from triptych.training.engine import Engine, RunArguments, Task
+
+
+# Arguments without a meaning, by task
+UNREAD = {"caption": ("question_column", "answer_column"), "vqa": ("caption_column", "truncate_captions")}
 
 
 @dataclass(kw_only=True)
@@ -46,27 +49,17 @@ class TaskArguments(DataArguments):
     def __post_init__(self) -> None:
         self.dataset = self.dataset or {"caption": "openmoji", "vqa": "easy-vqa"}[self.task]
         super().__post_init__()
-        others = (
-            ("caption_column", "truncate_captions") if self.task == "vqa" else ("question_column", "answer_column")
-        )
-        refuse_changed(self, others, f"says nothing about `task` {self.task!r}")
+        refuse_changed(self, UNREAD[self.task], f"says nothing about `task` {self.task!r}")
 
 
 def load_sets(args: TaskArguments, chats: bool, seed: int) -> tuple[Any, Any]:
     """Training and held-out rows, in the form that the model learns from."""
-    options = {
-        "eval_split": args.eval_split,
-        "group_column": args.group_column,
-        "on_bad_row": args.on_bad_row,
-        "seed": seed,
-    }
-    columns = {"image_column": args.image_column}
+    source = {name: value for name, value in args.loading().items() if name not in UNREAD[args.task]}
     if args.task == "vqa":
-        columns |= {"question_column": args.question_column, "answer_column": args.answer_column}
-        data = load_questions(args.dataset, args.dataset_config, **columns, **options)
+        data = load_questions(**source, seed=seed)
         return QuestionDataset(data["train"]), QuestionDataset(data["test"])
-    columns |= {"caption_column": args.caption_column}
-    data = load_pairs(args.dataset, args.dataset_config, **columns, **options)
+    data = load_pairs(**source, seed=seed)
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     kind = CaptionRequests if chats else ImageCaptionDataset  # a model that chats is asked for a caption
     return kind(data["train"], **columns, all_captions=True, seed=seed), kind(data["test"], **columns)
 
@@ -77,12 +70,11 @@ def main() -> None:
     args, adapter_args, run_args = parser.parse_args_into_dataclasses()
     engine = Engine(run_args)
     accelerator, source = engine.accelerator, args.model_name_or_path
-    quantization = None
+    weights: dict[str, Any] = {"dtype": torch.float32}
     if adapter_args.load_in is not None:
         quantization = BitsAndBytesConfig(**{f"load_in_{adapter_args.load_in}": True})
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, dtype="auto" if quantization else torch.float32, quantization_config=quantization
-    )
+        weights = {"dtype": "auto", "quantization_config": quantization}
+    model = AutoModelForImageTextToText.from_pretrained(source, **weights)
     processor = AutoProcessor.from_pretrained(source)
     chats = getattr(processor, "chat_template", None) is not None
     asks = args.task == "vqa" or chats
@@ -111,7 +103,6 @@ def main() -> None:
     elif args.task == "vqa":
         model.config.contrastive_loss_weight = 0.0  # questions do not describe their image
     adapted = add_adapter(model, adapter_args)
-    about = statement_of(args.dataset, args.dataset_license)
     tag = "visual-question-answering" if args.task == "vqa" else "image-to-text"
     tags = [tag if args.task == "vqa" else "image-captioning"]
     task = Task(
@@ -124,14 +115,14 @@ def main() -> None:
         evaluate=evaluate,
         find_unused_parameters=True,  # a loss may leave one of the towers out
         headline=("vqa_accuracy", "bleu_4", "cider_d"),
-        card=card_fields([args, adapter_args], run_args, about, source, tag, tags),
+        card=card_fields([args, adapter_args], run_args, tag, tags),
         base_model=adapter_args.base_model_id or source,
     )
     engine.train(task)
     after = engine.evaluate(task)
     with engine.trained.disable_adapter():
         before = evaluate(engine.trained, True)
-    evaluation_data = f"{len(held_out)} rows of the held-out split of {about.title}"
+    evaluation_data = f"{len(held_out)} rows of {task.card['evaluation_data']}"
     task.card |= {"metrics": after, "before": before, "evaluation_data": evaluation_data}
     engine.finish(task, {"without_adapter": before, "with_adapter": after})
 

@@ -17,8 +17,8 @@ from transformers import HfArgumentParser
 from triptych.arguments import argument
 from triptych.data.moving_emoji import MovingEmojiDataset, load_moving_emoji
 from triptych.data.splits import refuse_changed
-from triptych.data.statements import statement_of
 from triptych.data.video_questions import VideoQuestionDataset, load_video_questions
+from triptych.modeling.configuration_base import check_positive
 from triptych.training.captioners import ModelArguments, config_of, load_or_build, read_json
 from triptych.training.cards import card_fields
 from triptych.training.engine import Engine, RunArguments
@@ -62,10 +62,7 @@ class VideoArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "num_test_clips", "num_frames", "frame_stride"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_positive(self, "num_clips", "num_test_clips", "num_frames", "frame_stride")
         of_other_data = ("dataset_license", "eval_split") if self.is_small else ("num_clips", "num_test_clips")
         refuse_changed(self, of_other_data, f"says nothing about `dataset` {self.dataset!r}")
 
@@ -114,9 +111,8 @@ def main() -> None:
     else:
         sets = [VideoQuestionDataset(data[split]) for split in ("train", "test")]
 
-    base, tags = model_args.model_name_or_path, ["visual-question-answering"]
-    about = statement_of(args.dataset, args.dataset_license)
-    card = card_fields([args, question_args, model_args], run_args, about, base, "video-text-to-text", tags)
+    tags = ["visual-question-answering"]
+    card = card_fields([args, question_args, model_args], run_args, "video-text-to-text", tags)
     train_on_questions(engine, question_args, model, processor, *sets, card)
 
 

@@ -14,7 +14,6 @@ from transformers import HfArgumentParser
 from triptych.arguments import argument
 from triptych.data.questions import QuestionDataset, load_questions
 from triptych.data.splits import DataArguments
-from triptych.data.statements import statement_of
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.cards import card_fields
 from triptych.training.engine import Engine, RunArguments
@@ -48,26 +47,12 @@ def main() -> None:
     config = config_of("mammut", model_args, {"contrastive_loss_weight": 0.0, **(SMALL_IMAGES if is_small else {})})
     engine = Engine(run_args)
     with engine.accelerator.main_process_first():
-        data = load_questions(
-            data_args.dataset,
-            data_args.dataset_config,
-            data_args.image_column,
-            data_args.question_column,
-            data_args.answer_column,
-            data_args.answer_type_column,
-            eval_split=data_args.eval_split,
-            group_column=data_args.group_column,
-            on_bad_row=data_args.on_bad_row,
-            seed=run_args.seed,
-        )
+        data = load_questions(**data_args.loading(), seed=run_args.seed)
     model, processor = load_or_build("mammut", model_args, config, texts_of(data))
     processor = engine.restored(processor)
 
-    base, tags = model_args.model_name_or_path, ["visual-question-answering"]
-    about = statement_of(data_args.dataset, data_args.dataset_license)
-    card = card_fields(
-        [data_args, question_args, model_args], run_args, about, base, "visual-question-answering", tags
-    )
+    task = "visual-question-answering"
+    card = card_fields([data_args, question_args, model_args], run_args, task, [task])
     sets = [QuestionDataset(data[split]) for split in ("train", "test")]
     train_on_questions(engine, question_args, model, processor, *sets, card)
 

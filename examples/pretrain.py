@@ -19,7 +19,6 @@ from triptych.arguments import argument
 from triptych.data.emoji_scenes import EmojiPictures
 from triptych.data.pairs import ImageCaptionDataset, PairCollator, load_pairs
 from triptych.data.splits import DataArguments, refuse_changed
-from triptych.data.statements import statement_of
 from triptych.evaluation.captioner import caption_overlap, evaluate_pairs, generate_captions
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.cards import card_fields
@@ -51,25 +50,17 @@ class PairArguments(DataArguments):
 def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, Any, list[str]]:
     """Training and held-out pairs, and the captions to train a tokenizer on."""
     is_scenes = args.dataset == "openmoji-scenes"
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    data = load_pairs(
-        "openmoji" if is_scenes else args.dataset,
-        args.dataset_config,
-        **columns,
-        image_size=image_size,
-        eval_split=args.eval_split,
-        group_column=args.group_column,
-        on_bad_row=args.on_bad_row,
-        seed=seed,
-    )
-    on_corrupt = {"on_corrupt_image": args.on_corrupt_image}
+    source = args.loading() | ({"name": "openmoji"} if is_scenes else {})
+    data = load_pairs(**source, image_size=image_size, seed=seed)
+    reading = {"image_column": args.image_column, "caption_column": args.caption_column}
+    reading["on_corrupt_image"] = args.on_corrupt_image
     crops = {"crop_scale": args.crop_scale, "seed": seed}
-    train_set = ImageCaptionDataset(data["train"], **columns, all_captions=True, **crops, **on_corrupt)
+    train_set = ImageCaptionDataset(data["train"], **reading, all_captions=True, **crops)
     captions = train_set.captions()
     if is_scenes:
         held_out = EmojiPictures("test", image_size, pair_share=0.0, thing_repeats=1)
         return EmojiPictures("train", image_size, seed=seed), held_out, captions
-    return train_set, ImageCaptionDataset(data["test"], **columns, **on_corrupt), captions
+    return train_set, ImageCaptionDataset(data["test"], **reading), captions
 
 
 def main() -> None:
@@ -94,9 +85,8 @@ def main() -> None:
             results |= caption_overlap([one for one, _ in generated], [true for _, true in generated])
         return results
 
-    base, tags = model_args.model_name_or_path, ["image-captioning", "image-text-retrieval"]
-    about = statement_of(data_args.dataset, data_args.dataset_license)
-    card = card_fields([data_args, model_args], run_args, about, base, "image-to-text", tags)
+    tags = ["image-captioning", "image-text-retrieval"]
+    card = card_fields([data_args, model_args], run_args, "image-to-text", tags)
     weights = (config.contrastive_loss_weight, config.caption_loss_weight)
     task = Task(
         name="pretrain",

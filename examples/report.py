@@ -34,9 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_captions", type=int, default=24, help="pictures to caption")
     parser.add_argument("--num_queries", type=int, default=8, help="retrieval queries each way")
     parser.add_argument("--num_beams", type=int, default=4, help="beams of the caption search")
-    parser.add_argument(
-        "--questions", type=Path, help="folder written by examples/finetune_vqa.py: show its answers too"
-    )
+    parser.add_argument("--questions", type=Path, help="folder of examples/finetune_vqa.py: show its answers too")
     parser.add_argument("--num_questions", type=int, default=24, help="questions to show")
     parser.add_argument("--dataset", help="where the pairs lie, if they are a folder or file of yours")
     parser.add_argument("--questions_dataset", help="likewise for --questions")
@@ -44,27 +42,24 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(auto_class: Any, source: Path, device: torch.device) -> torch.nn.Module:
-    return auto_class.from_pretrained(source, trust_remote_code=True).to(device).eval()
-
-
-def held_out(load: Any, trained: dict[str, Any], dataset: str | None, columns: list[str], **options: Any) -> Any:
+def held_out(load: Any, trained: dict[str, Any], dataset: str | None, **options: Any) -> Any:
     """The very split that a training held out."""
-    options |= {name: trained[name] for name in (*columns, "eval_split", "group_column", "on_bad_row", "seed")}
+    names = [name for name in trained if name.endswith("_column")] + ["eval_split", "on_bad_row", "seed"]
+    options |= {name: trained[name] for name in names}
     return load(dataset or trained["dataset"], trained["dataset_config"], **options)["test"]
 
 
 def answer_sample(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
     """Accuracies of a question-answering repository, and its answers to some held-out questions."""
-    model = load(AutoModelForImageTextToText, args.questions, accelerator.device)
+    loading = {"device_map": accelerator.device, "trust_remote_code": True}
+    model = AutoModelForImageTextToText.from_pretrained(args.questions, **loading)
     processor = AutoProcessor.from_pretrained(args.questions, trust_remote_code=True)
 
     from triptych.data.questions import QuestionDataset, load_questions
     from triptych.evaluation.answers import answer_questions
 
     trained = json.loads((args.questions / "training_arguments.json").read_text())
-    columns = ["image_column", "question_column", "answer_column", "answer_type_column"]
-    rows = QuestionDataset(held_out(load_questions, trained, args.questions_dataset, columns))
+    rows = QuestionDataset(held_out(load_questions, trained, args.questions_dataset))
     sample = random.Random(args.seed).sample(range(len(rows)), min(args.num_questions, len(rows)))
     asked = Subset(rows, sample)
     answers = answer_questions(model, asked, processor, accelerator, 64, max_new_tokens=trained["max_answer_tokens"])
@@ -87,8 +82,9 @@ def plot_curve(log: list[dict], axes) -> None:
 
 def main() -> None:
     args, accelerator = parse_arguments(), Accelerator()
-    captioner = load(AutoModelForImageTextToText, args.repository, accelerator.device)
-    encoder = load(AutoModel, args.repository, accelerator.device)
+    loading = {"device_map": accelerator.device, "trust_remote_code": True}
+    captioner = AutoModelForImageTextToText.from_pretrained(args.repository, **loading)
+    encoder = AutoModel.from_pretrained(args.repository, **loading)
     processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
 
     from triptych.data.emoji_scenes import EmojiPictures
@@ -102,9 +98,8 @@ def main() -> None:
     if trained["dataset"] == "openmoji-scenes":
         pairs: Dataset = EmojiPictures("test", size, pair_share=0.0, thing_repeats=1)
     else:
-        columns = ["image_column", "caption_column"]
-        data = held_out(load_pairs, trained, args.dataset, columns, image_size=size)
-        options = {name: trained[name] for name in (*columns, "on_corrupt_image")}
+        data = held_out(load_pairs, trained, args.dataset, image_size=size)
+        options = {name: trained[name] for name in ("image_column", "caption_column", "on_corrupt_image")}
         pairs = ImageCaptionDataset(data, **options)
     items = [item for item in (pairs[index] for index in range(len(pairs))) if not item["num_skipped"]]
     order = random.Random(args.seed).sample(range(len(items)), len(items))
@@ -122,9 +117,8 @@ def main() -> None:
     generated = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
     similarity = text_embeds @ image_embeds.T
     scores = {"text_to_image": similarity, "image_to_text": similarity.T}
-    ranks = {
-        side: ranks_of_first(each.numpy(), [[pair] for pair in range(len(items))]) for side, each in scores.items()
-    }
+    own = [[pair] for pair in range(len(items))]
+    ranks = {side: ranks_of_first(each.numpy(), own) for side, each in scores.items()}
 
     metrics = json.loads((args.repository / "eval_results.json").read_text())
     log = [json.loads(line) for line in (args.repository / "training_log.jsonl").read_text().splitlines()]

@@ -23,7 +23,6 @@ from triptych.arguments import argument
 from triptych.data.conversations import load_conversations
 from triptych.data.openmoji_questions import HeldOutQuestions, load_openmoji_conversations
 from triptych.data.splits import refuse_changed
-from triptych.data.statements import statement_of
 from triptych.evaluation.answers import answer_questions, answer_table, evaluate_answers
 from triptych.hub import staged
 from triptych.training.cards import card_fields
@@ -73,9 +72,8 @@ def main() -> None:
         )
     if args.compare and names[-1] != "joint":
         raise ValueError(f"`compare` needs the joint stage at the end, `stages` is {stage_args.stages!r}.")
-    output, about = Path(run_args.output_dir), statement_of(args.dataset, args.dataset_license)
-    tags = ["visual-question-answering"]
-    card = card_fields([stage_args, args], run_args, about, None, "image-text-to-text", tags)
+    output = Path(run_args.output_dir)
+    card = card_fields([args, stage_args], run_args, "image-text-to-text", ["visual-question-answering"])
     check_publishable(run_args, card)
     if (output / "start").exists() and not run_args.resume:
         raise ValueError(f"{output} holds stages of an earlier run: pass `resume` to go on, or delete it.")

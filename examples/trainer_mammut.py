@@ -17,6 +17,7 @@ from triptych.arguments import argument
 from triptych.data.questions import load_questions, most_common_answer
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.optimization import best_precision, weight_decay_groups
+from triptych.training.question_answering import texts_of
 
 
 SMALL_IMAGES = {"vision_config": {"image_size": 64, "patch_size": 8}}  # as easy-VQA's are
@@ -44,10 +45,10 @@ def main() -> None:
     args, model_args, training_args = parser.parse_args_into_dataclasses()
     set_seed(training_args.seed)
     data = load_questions(args.dataset).cast_column("image", datasets.Image())
-    texts = [*data["train"]["question"], *(answers[0] for answers in data["train"]["answers"])]
     is_small = model_args.model_name_or_path is None and args.dataset == "easy-vqa"
     fields = {"contrastive_loss_weight": 0.0, **(SMALL_IMAGES if is_small else {})}
-    model, processor = load_or_build("mammut", model_args, config_of("mammut", model_args, fields), texts)
+    config = config_of("mammut", model_args, fields)
+    model, processor = load_or_build("mammut", model_args, config, texts_of(data))
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         return processor(

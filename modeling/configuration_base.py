@@ -8,11 +8,12 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 
-def check_positive(config: PreTrainedConfig, *names: str) -> None:
-    """Refuse fields that are below 1."""
+def check_positive(config: Any, *names: str) -> None:
+    """Refuse fields of a configuration, or of a dataclass of arguments, that are below 1; `None` may be."""
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def check_heads(hidden_size: int, num_heads: int, size_name: str, heads_name: str) -> None:
@@ -212,11 +213,5 @@ def merge_fields(config_class: type[PreTrainedConfig], fields: dict, overrides: 
 
 
 __all__ = [
-    "CaptionerConfig",
-    "CompositeConfig",
-    "TextDecoderConfig",
-    "VisionTowerConfig",
-    "check_heads",
-    "check_positive",
-    "merge_fields",
-]
+    "CaptionerConfig", "CompositeConfig", "TextDecoderConfig", "VisionTowerConfig", "check_heads", "check_positive", "merge_fields",
+]  # fmt: skip

@@ -81,12 +81,7 @@ class MammutVisionConfig(VisionTowerConfig):
         if self.use_tubes and not self.tubes:
             raise ValueError("`use_tubes` needs at least one entry of `tubes`.")
         for index, tube in enumerate(self.tubes):
-            if (
-                len(tube) != 3
-                or any(len(part) != 3 for part in tube)
-                or min(tube[0] + tube[1]) < 1
-                or min(tube[2]) < 0
-            ):
+            if [len(part) for part in tube] != [3, 3, 3] or min(tube[0] + tube[1]) < 1 or min(tube[2]) < 0:
                 raise ValueError(
                     f"`tubes[{index}]` must be [kernel, stride, offset], each in frames, pixels, pixels, with kernel and "
                     f"stride of at least 1, got {tube}."
@@ -250,14 +245,13 @@ class MammutDetectionConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check sizes, shares and exponents."""
+        check_positive(self, "image_size", "num_global_layers", "channels", "rpn_samples", "num_proposals")
         check_positive(
-            self, "image_size", "num_global_layers", "channels", "rpn_samples", "num_proposals", "box_samples"
+            self, "box_samples", "box_pool_size", "box_hidden_size", "image_text_pool_size", "max_detections"
         )
-        check_positive(self, "box_pool_size", "box_hidden_size", "image_text_pool_size", "max_detections")
-        logs = [math.log2(scale) if scale > 0 else math.nan for scale in self.pyramid_scales]
-        if not logs or any(log != int(log) if math.isfinite(log) else True for log in logs):
+        if not self.pyramid_scales or any(math.frexp(scale)[0] != 0.5 for scale in self.pyramid_scales):
             raise ValueError(f"`pyramid_scales` must be powers of two, got {self.pyramid_scales}.")
-        if any(second != first - 1 for first, second in itertools.pairwise(logs)):
+        if any(after != before / 2 for before, after in itertools.pairwise(self.pyramid_scales)):
             raise ValueError(f"`pyramid_scales` must halve from one to the next, got {self.pyramid_scales}.")
         for name in ("base_exponent", "novel_exponent", "rpn_background_fraction", "box_positive_fraction"):
             if not 0 <= getattr(self, name) <= 1:

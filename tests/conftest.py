@@ -48,6 +48,11 @@ def argument_classes(script: ModuleType) -> tuple[type, ...]:
     return tuple(getattr(script, name.strip()) for name in call.split(","))
 
 
+def converted(state_dict: dict, origins: dict) -> dict:
+    """Our parameters out of those of a foreign checkpoint, all at once."""
+    return {name: origin.take(state_dict[origin.key]) for name, origin in origins.items()}
+
+
 CAPTIONS = [
     "a red heart",
     "a green apple",

@@ -21,6 +21,7 @@ from tests.conftest import argument_classes, load_example, tiny_model, tiny_proc
 from tests.processes import logged_losses
 from triptych.data.orders import EpochSampler, GroupedSampler, LengthGroupedSampler
 from triptych.data.pairs import PairCollator
+from triptych.data.splits import DataArguments
 from triptych.training.engine import Engine, RunArguments, Task
 
 
@@ -223,6 +224,13 @@ def test_no_argument_is_accepted_and_ignored(script):
     tree = ast.parse((ROOT / "examples" / f"{script}.py").read_text(encoding="utf-8"))
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     read |= names_read(ROOT / "triptych" / "training") | {"report_to"}
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "loading"
+    ]
+    if calls:  # whose result goes to a loader, which knows what it takes
+        (data,) = (kind for kind in argument_classes(module) if issubclass(kind, DataArguments))
+        read |= {"dataset_config", "eval_split", "on_bad_row", *data.columns()}
+        read |= {name.value for call in calls for name in ast.walk(call) if isinstance(name, ast.Constant)}
     assert offered - read == set()
 
 

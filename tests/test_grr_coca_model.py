@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForZeroShotImageClassification
 
-from tests.conftest import random_batch, tiny_config, tiny_model
+from tests.conftest import converted, random_batch, tiny_config, tiny_model
 from triptych import GrrCocaForConditionalGeneration, GrrCocaModel, GrrCocaTextModel, GrrCocaVisionModel
 from triptych.convert.open_clip_coca import COCA, convert_config
-from triptych.convert.origin import converted
 from triptych.modeling.transformers_versions import checkpoint_activations
 
 

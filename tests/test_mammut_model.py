@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText
 
-from tests.conftest import random_batch, tiny_mammut, tiny_mammut_config
+from tests.conftest import converted, random_batch, tiny_mammut, tiny_mammut_config
 from triptych import MammutForConditionalGeneration, MammutModel, MammutTextModel, MammutVisionModel
 from triptych.convert.openmammut import OPENMAMMUT, convert_config
-from triptych.convert.origin import converted
 from triptych.modeling.cropped_positions import crop_positions, random_position_crops
 from triptych.modeling.transformers_versions import checkpoint_activations
 

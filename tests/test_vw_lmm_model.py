@@ -21,9 +21,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from tests.conftest import tiny_mammut, tiny_model, tiny_vw_lmm, tiny_vw_lmm_config, vw_lmm_batch
+from tests.conftest import converted, tiny_mammut, tiny_model, tiny_vw_lmm, tiny_vw_lmm_config, vw_lmm_batch
 from triptych import VwLmmConfig, VwLmmForCausalLM, VwLmmModel
-from triptych.convert.origin import converted
 from triptych.convert.vw_lmm import convert_config, origins
 from triptych.modeling.losses import captioning_loss, visual_modeling_loss
 

@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForZeroShotObjectDetection,
     AutoProcessor,
 )
+from typer import Argument, Option
 
 import triptych  # noqa: F401  (registers the models)
 from triptych.processing.pictures import to_rgb
@@ -36,8 +37,10 @@ console = Console()
 
 progress = Console(stderr=True)  # so that what is printed can be piped
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a checkpoint.")]
+ImageArgument = Annotated[Path, Argument(help="Image file.")]
+JsonOption = Annotated[bool, Option("--json", help="Print JSON.")]
+ModelOption = Annotated[str, Option("--model", "-m", help="Folder or Hub name of a checkpoint.")]
+OutputOption = Annotated[Path | None, Option("--output", "-o", help="PNG to write. Default: by the image's name.")]
 
 
 def _fail(message: str) -> NoReturn:
@@ -81,12 +84,11 @@ def _files(paths: list[Path]) -> list[Path]:
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found = []
     for path in paths:
-        below = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [
-            each
-            for each in below
-            if each == path or (each.suffix.lower() in suffixes and not each.name.startswith("."))
-        ]
+        if path.is_dir():
+            below = sorted(path.rglob("*"))
+            found += [each for each in below if each.suffix.lower() in suffixes and not each.name.startswith(".")]
+        else:
+            found.append(path)
     return found
 
 
@@ -111,12 +113,12 @@ def _load(auto_class: Any, name: str) -> tuple:
 
 @app.command()
 def caption(
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders, searched recursively.")],
+    images: Annotated[list[Path], Argument(help="Image files, or folders, searched recursively.")],
     model: ModelOption,
-    prompt: Annotated[str, typer.Option(help="Beginning of every caption; what a model that chats is asked.")] = "",
-    num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 24,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images captioned at once.")] = 16,
+    prompt: Annotated[str, Option(help="Beginning of every caption; what a model that chats is asked.")] = "",
+    num_beams: Annotated[int, Option(min=1, help="Beams of the search; 1 is greedy.")] = 4,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest continuation, in tokens.")] = 24,
+    batch_size: Annotated[int, Option(min=1, help="Images captioned at once.")] = 16,
     as_json: JsonOption = False,
 ) -> None:
     """Write a caption for every image."""
@@ -141,11 +143,11 @@ def caption(
 
 @app.command()
 def ask(
-    image: Annotated[Path, typer.Argument(help="Image file.")],
-    questions: Annotated[list[str], typer.Argument(help="Questions about it.")],
+    image: ImageArgument,
+    questions: Annotated[list[str], Argument(help="Questions about it.")],
     model: ModelOption,
-    top: Annotated[int, typer.Option(min=1, help="Answers per question.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 16,
+    top: Annotated[int, Option(min=1, help="Answers per question.")] = 1,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 16,
     as_json: JsonOption = False,
 ) -> None:
     """Answer questions about an image."""
@@ -163,11 +165,11 @@ def ask(
 
 @app.command()
 def retrieve(
-    query: Annotated[str, typer.Argument(help="What to look for.")],
-    folder: Annotated[Path, typer.Argument(help="Folder with images, searched recursively.")],
+    query: Annotated[str, Argument(help="What to look for.")],
+    folder: Annotated[Path, Argument(help="Folder with images, searched recursively.")],
     model: ModelOption,
-    top: Annotated[int, typer.Option(min=1, help="Results to show.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 32,
+    top: Annotated[int, Option(min=1, help="Results to show.")] = 5,
+    batch_size: Annotated[int, Option(min=1, help="Images encoded at once.")] = 32,
     as_json: JsonOption = False,
 ) -> None:
     """Find the images of a folder that fit a text best."""
@@ -208,16 +210,14 @@ def retrieve(
 
 @app.command()
 def detect(
-    image: Annotated[Path, typer.Argument(help="Image file.")],
+    image: ImageArgument,
     model: ModelOption,
     classes: Annotated[
-        str, typer.Option(help="What to look for: names with commas between them, or a file with one per line.")
+        str, Option(help="What to look for: names with commas between them, or a file with one per line.")
     ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="PNG to write. Default: by the image's name.")
-    ] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least score.")] = 0.1,
-    top: Annotated[int, typer.Option(min=1, help="Most objects.")] = 100,
+    output: OutputOption = None,
+    threshold: Annotated[float, Option(min=0, max=1, help="Least score.")] = 0.1,
+    top: Annotated[int, Option(min=1, help="Most objects.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Find objects of any classes, and draw boxes with names and scores."""
@@ -256,19 +256,14 @@ def detect(
 
 @app.command(name="visual-words")
 def visual_words(
-    image: Annotated[Path, typer.Argument(help="Image file.")],
+    image: ImageArgument,
     model: ModelOption,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="PNG to write, with an HTML page beside it. Default: by the image's name."
-        ),
-    ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Words per patch in the page.")] = 5,
-    num_heat_maps: Annotated[int, typer.Option(min=1, help="Words with a heat map.")] = 8,
+    output: OutputOption = None,
+    top_k: Annotated[int, Option(min=1, help="Words per patch in the page.")] = 5,
+    num_heat_maps: Annotated[int, Option(min=1, help="Words with a heat map.")] = 8,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the word of the vocabulary that every patch of an image stands for."""
+    """Draw the word of the vocabulary that every patch of an image stands for, and an HTML page beside it."""
     from triptych.visual_words import draw_html, draw_png, visual_word_map
 
     picture = _open(image)
@@ -287,20 +282,19 @@ def visual_words(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="Repository to publish, such as outputs/demo.")],
-    repo_id: Annotated[str, typer.Argument(help="Where to: owner/name.")],
-    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
-    revision: Annotated[str, typer.Option(help="Branch to commit to.")] = "main",
-    pull_request: Annotated[bool, typer.Option("--pull-request", help="Open a pull request instead.")] = False,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="First line of the commit.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the folder and list its files; send nothing.")
-    ] = False,
+    folder: Annotated[Path, Argument(help="Repository to publish, such as outputs/demo.")],
+    repo_id: Annotated[str, Argument(help="Where to: owner/name.")],
+    private: Annotated[bool, Option("--private", help="Create the repository as a private one.")] = False,
+    revision: Annotated[str, Option(help="Branch to commit to.")] = "main",
+    pull_request: Annotated[bool, Option("--pull-request", help="Open a pull request instead.")] = False,
+    message: Annotated[str | None, Option("--message", "-m", help="First line of the commit.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Check the folder and list its files; send nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a trained model on the Hub: weights, code, processor and card in one commit."""
     from triptych.hub import files_to_publish, publish
 
+    options: dict[str, Any] = {"private": private, "create_pr": pull_request, "commit_message": message}
     with _failing_on(RuntimeError, ValueError):
         files = files_to_publish(folder)
         if not as_json:
@@ -308,15 +302,7 @@ def push(
             for path in files:
                 table.add_row(escape(path.name), decimal(path.stat().st_size))
             console.print(table)
-        commit = publish(
-            folder,
-            repo_id,
-            private=private,
-            revision=revision,
-            create_pr=pull_request,
-            commit_message=message,
-            dry_run=dry_run,
-        )
+        commit = publish(folder, repo_id, revision=revision, dry_run=dry_run, **options)
     url = None if commit is None else commit.pr_url or commit.commit_url
     if as_json or url is not None:
         _print({"files": {path.name: path.stat().st_size for path in files}, "url": url}, [url], as_json)
@@ -324,28 +310,24 @@ def push(
 
 @app.command()
 def convert(
-    layout: Annotated[Literal["open-clip-coca", "open-mammut", "vw-lmm"], typer.Argument(help="Whose checkpoint.")],
-    source: Annotated[str, typer.Argument(help="File, folder, or name on the Hub.")],
-    destination: Annotated[Path, typer.Argument(help="Folder to write.")],
-    preset: Annotated[str | None, typer.Option(help="Configuration by name, where the source has none.")] = None,
-    config: Annotated[
-        str | None, typer.Option(metavar="PATH", help="The source project's own JSON configuration.")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Folder or Hub name. Default: the checkpoint's.")] = None,
-    with_processor: Annotated[bool, typer.Option("--processor/--no-processor", help="Write a processor.")] = True,
+    layout: Annotated[Literal["open-clip-coca", "open-mammut", "vw-lmm"], Argument(help="Whose checkpoint.")],
+    source: Annotated[str, Argument(help="File, folder, or name on the Hub.")],
+    destination: Annotated[Path, Argument(help="Folder to write.")],
+    preset: Annotated[str | None, Option(help="Configuration by name, where the source has none.")] = None,
+    config: Annotated[str | None, Option(metavar="PATH", help="The source project's own JSON configuration.")] = None,
+    tokenizer: Annotated[str | None, Option(help="Folder or Hub name. Default: the checkpoint's.")] = None,
+    with_processor: Annotated[bool, Option("--processor/--no-processor", help="Write a processor.")] = True,
     pif: Annotated[
         bool | None,
-        typer.Option("--pif/--no-pif", help="VW-LMM with pseudo image features? Default: by the source's name."),
+        Option("--pif/--no-pif", help="VW-LMM with pseudo image features? Default: by the source's name."),
     ] = None,
-    vision: Annotated[
-        str | None, typer.Option(help="VW-LMM: take the tower from this CLIP, not the stored copy.")
-    ] = None,
+    vision: Annotated[str | None, Option(help="VW-LMM: take the tower from this CLIP, not the stored copy.")] = None,
     verify: Annotated[
         Path | None,
-        typer.Option(help="Folder with inputs.safetensors and the original code's expected.safetensors, to compare."),
+        Option(help="Folder with inputs.safetensors and the original code's expected.safetensors, to compare."),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Largest file, and most of the memory needed.")] = "2GB",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what becomes of what.")] = False,
+    max_shard_size: Annotated[str, Option(help="Largest file, and most of the memory needed.")] = "2GB",
+    dry_run: Annotated[bool, Option("--dry-run", help="Check, and print what becomes of what.")] = False,
 ) -> None:
     """Write somebody else's checkpoint as a complete repository of ours."""
     from triptych.convert import conversion
@@ -353,28 +335,16 @@ def convert(
 
     if verify is not None and not (verify / "expected.safetensors").is_file():
         _fail(f"`--verify` {verify} must be a folder with inputs.safetensors and expected.safetensors.")
+    options: dict[str, Any] = {"preset": preset, "config": config, "pif": pif, "vision": vision}
     with _failing_on(OSError, SafetensorError, ValueError):
         if dry_run:
-            chosen, stored = conversion.LAYOUTS[layout], conversion.open_source(layout, source, vision)
-            found, _ = conversion.find_config(chosen, stored, preset, config, pif)
-            model = conversion.empty_model(chosen, found)
-            conversion.check(chosen, model, stored)
+            chosen, _, model, _ = conversion.open_checkpoint(layout, source, **options)
             for name, origin in chosen.origins(model.state_dict()).items():
                 part = f" [{origin.part + 1} of {origin.parts}]" if origin.parts > 1 else ""
                 typer.echo(f"{origin.key}{part}\t{name}\t{' transposed' if origin.is_transposed else ''}".rstrip())
             return
-        folder = conversion.convert(
-            layout,
-            source,
-            destination,
-            preset=preset,
-            config=config,
-            tokenizer=tokenizer,
-            with_processor=with_processor,
-            pif=pif,
-            vision=vision,
-            max_shard_size=max_shard_size,
-        )
+        options |= {"tokenizer": tokenizer, "with_processor": with_processor, "max_shard_size": max_shard_size}
+        folder = conversion.convert(layout, source, destination, **options)
         differences = {} if verify is None else deviations(folder, verify)
     typer.echo(folder)
     for name, difference in differences.items():

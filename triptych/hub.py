@@ -24,6 +24,7 @@ from huggingface_hub import (
     ModelCardData,
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import get_relative_imports
 from yaml import YAMLError
@@ -79,15 +80,8 @@ def write_model_card(folder: Path, template: str = "template.md", **fields: Any)
 
 def to_json(content: Any, indent: int | None = None) -> str:
     """JSON that every reader accepts: numbers that are none (NaN, infinities) become null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        if isinstance(value, dict):
-            return {key: finite(part) for key, part in value.items()}
-        return [finite(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-    return json.dumps(finite(content), indent=indent, allow_nan=False)
+    content = tree_map_only(float, lambda number: number if math.isfinite(number) else None, content)
+    return json.dumps(content, indent=indent, allow_nan=False)
 
 
 _ABSOLUTE = re.compile(r"(?<![\w:/.\\])(?:/[^\s/\"'=:,;]+){2,}|\b[A-Za-z]:\\\S+")
@@ -99,25 +93,23 @@ def portable(content: Any) -> Any:
     Args:
         content: Text, or lists and dictionaries of it; anything else stays as it is.
     """
-    if isinstance(content, dict):
-        return {key: portable(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return type(content)(portable(value) for value in content)
-    if not isinstance(content, str):
-        return content
-    name, sign, value = content.partition("=")
+    return tree_map_only(str, _portable_text, content)
+
+
+def _portable_text(text: str) -> str:
+    name, sign, value = text.partition("=")
     if name.startswith("--") and sign:  # an argument of a command, whose path may hold spaces
-        return f"{name}={portable(value)}"
+        return f"{name}={_portable_text(value)}"
+    if os.path.isabs(text) and "\n" not in text:
+        return _last_part(text)
+    return _ABSOLUTE.sub(lambda found: _last_part(found[0]), text)
 
-    def last_part(path: str) -> str:
-        parts = path.replace("\\", "/").rstrip("/").split("/")
-        # "and/or" and addresses are no paths
-        is_here = path[0] != "/" or (len(parts) > 2 and Path("/", parts[1]).exists())
-        return parts[-1] if is_here else path
 
-    if os.path.isabs(content) and "\n" not in content:
-        return last_part(content)
-    return _ABSOLUTE.sub(lambda found: last_part(found[0]), content)
+def _last_part(path: str) -> str:
+    parts = path.replace("\\", "/").rstrip("/").split("/")
+    # "and/or" and addresses are no paths
+    is_here = path[0] != "/" or (len(parts) > 2 and Path("/", parts[1]).exists())
+    return parts[-1] if is_here else path
 
 
 @contextmanager
@@ -427,12 +419,6 @@ def describe_machine() -> str:
 
 
 __all__ = [
-    "describe_machine",
-    "files_to_publish",
-    "portable",
-    "publish",
-    "save_adapter",
-    "save_repository",
-    "staged",
+    "describe_machine", "files_to_publish", "portable", "publish", "save_adapter", "save_repository", "staged",
     "write_model_card",
-]
+]  # fmt: skip

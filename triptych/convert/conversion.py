@@ -187,30 +187,20 @@ def empty_model(layout: Layout, config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A tensor that does not fit: its name, and its shape where it comes from and here (`None`: not there)."""
-
-    name: str
-    stored: tuple[int, ...] | None
-    expected: tuple[int, ...] | None
-
-
-def differences(layout: Layout, model: PreTrainedModel, source: Source) -> list[Difference]:
-    """What of a foreign checkpoint does not fit a model: nothing, if it can be converted."""
+def differences(layout: Layout, model: PreTrainedModel, source: Source) -> list[str]:
+    """What of a foreign checkpoint does not fit a model, a line each: nothing, if it can be converted."""
     stored, ours = source.meta(), model.state_dict()
     found, origins = [], layout.origins(ours)
     for name, origin in origins.items():
         tensor, expected = stored.get(origin.key), tuple(ours[name].shape)
-        if tensor is None:
-            found.append(Difference(f"{origin.key} -> {name}", None, expected))
-        elif not origin.can_take(tensor) or tuple(origin.take(tensor).shape) != expected:
-            found.append(Difference(f"{origin.key} -> {name}", tuple(tensor.shape), expected))
-    used = {origin.key for origin in origins.values()}
+        if tensor is None or not origin.can_take(tensor) or tuple(origin.take(tensor).shape) != expected:
+            shape = None if tensor is None else tuple(tensor.shape)
+            found.append(f"{origin.key} -> {name}: stored {shape}, expected {expected}")
+    unused = stored.keys() - {origin.key for origin in origins.values()}
     return found + [
-        Difference(name, tuple(tensor.shape), None)
+        f"{name}: stored {tuple(tensor.shape)}, expected None"
         for name, tensor in stored.items()
-        if name not in used and not layout.is_unused(name)
+        if name in unused and not layout.is_unused(name)
     ]
 
 
@@ -232,7 +222,7 @@ def check(layout: Layout, model: PreTrainedModel, source: Source) -> None:
     """
     found = differences(layout, model, source)
     if found:
-        rows = "\n".join(f"  {row.name}: stored {row.stored}, expected {row.expected}" for row in found[:8])
+        rows = "\n".join(f"  {row}" for row in found[:8])
         raise ValueError(
             f"{source.location} does not fit this configuration of {layout.title}: {len(found)} differences.\n{rows}\n"
             f"The preset that fits best is {nearest_preset(layout, source)!r}."
@@ -261,24 +251,35 @@ def make_processor(
         processor = VwLmmProcessor(
             LlavaImageProcessor(**{"do_pad": True, **square}), text, template, image_seq_length=config.image_seq_length
         )
-        expected = {"image_token_id": config.image_token_id}
-        found = {"image_token_id": processor.image_token_id}
+        names, ours, given = ["image_token_id"], config, processor
     else:
         context = config.text_config.max_position_embeddings
         # They pad with 0, which is also the token "!": as a padding token it would be cut out of every text. The model puts
         # its own padding where `attention_mask` says so, whatever stands there.
         text = CLIPTokenizer.from_pretrained(tokenizer or CLIP_TOKENIZER, model_max_length=context)
         processor = layout.processor_class(CLIPImageProcessor(**square), text)
-        names = ("bos_token_id", "eos_token_id")
-        expected = {name: getattr(config.text_config, name) for name in names}
-        found = {name: getattr(text, name) for name in names}
+        names, ours, given = ["bos_token_id", "eos_token_id"], config.text_config, text
+    expected, found = ({name: getattr(each, name) for name in names} for each in (ours, given))
     if found != expected:
         raise ValueError(f"`tokenizer` does not belong to this model: its ids are {found}, expected {expected}.")
     return processor
 
 
-def open_source(layout: str, source: str, vision: str | None = None) -> Source:
-    """A foreign checkpoint, with another vision tower if asked for; see [`convert`]."""
+def open_checkpoint(
+    layout: str, source: str, *, vision: str | None = None, **options: Any
+) -> tuple[Layout, Source, PreTrainedModel, dict[str, Any]]:
+    """Find a foreign checkpoint, and check that it can be converted.
+
+    Args:
+        layout (`str`): "open-clip-coca", "open-mammut" or "vw-lmm".
+        source (`str`): A file, a folder, or a name on the Hub; see [`Source`].
+        vision (`str`, *optional*): Of VW-LMM: take the vision tower from this CLIP, as the authors' code does, instead of the
+            stored copy of it.
+        options: `preset`, `config` and `pif`, as in [`find_config`].
+
+    Returns:
+        Its layout, its tensors, an empty model that they fill, and options of its image processor.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown `layout` {layout!r}. Known: {', '.join(LAYOUTS)}.")
     stored = Source(source)
@@ -286,7 +287,11 @@ def open_source(layout: str, source: str, vision: str | None = None) -> Source:
         if layout != "vw-lmm":
             raise ValueError(f"`vision` goes with the layout 'vw-lmm', got {layout!r}.")
         stored.overlay(Source(vision), vw_lmm.VISION_PREFIX, "vision_model.")
-    return stored
+    chosen = LAYOUTS[layout]
+    found, image_options = find_config(chosen, stored, **options)
+    model = empty_model(chosen, found)
+    check(chosen, model, stored)
+    return chosen, stored, model, image_options
 
 
 def convert(
@@ -294,37 +299,26 @@ def convert(
     source: str,
     destination: str | Path,
     *,
-    preset: str | None = None,
-    config: str | None = None,
     tokenizer: str | None = None,
     with_processor: bool = True,
-    pif: bool | None = None,
-    vision: str | None = None,
     max_shard_size: str = "2GB",
+    **options: Any,
 ) -> Path:
     """Write a foreign checkpoint as a complete Hub repository of ours. Values and types stay as they are.
 
     Everything is checked before anything is written, and the folder appears whole or not at all.
 
     Args:
-        layout (`str`): "open-clip-coca", "open-mammut" or "vw-lmm".
-        source (`str`): A file, a folder, or a name on the Hub; see [`Source`].
+        layout, source, options: As in [`open_checkpoint`].
         destination (`str` or `Path`): Folder to write.
-        preset, config, pif: As in [`find_config`].
         tokenizer (`str`, *optional*): As in [`make_processor`].
         with_processor (`bool`): Write a processor too.
-        vision (`str`, *optional*): Of VW-LMM: take the vision tower from this CLIP, as the authors' code does, instead of the
-            stored copy of it.
         max_shard_size (`str`): Largest file of weights, and most of the memory that is needed.
 
     Raises:
         ValueError: If the checkpoint does not fit, or the disk is too small.
     """
-    stored = open_source(layout, source, vision)
-    chosen = LAYOUTS[layout]
-    found, image_options = find_config(chosen, stored, preset, config, pif)
-    model = empty_model(chosen, found)
-    check(chosen, model, stored)
+    chosen, stored, model, image_options = open_checkpoint(layout, source, **options)
     processor = make_processor(chosen, model.config, stored, tokenizer, image_options) if with_processor else None
     origins, meta = chosen.origins(model.state_dict()), stored.meta()
     ours = {name: origin.take(meta[origin.key]) for name, origin in origins.items()}
@@ -387,6 +381,6 @@ def export_open_clip(layout: str, model: PreTrainedModel) -> dict[str, torch.Ten
 
 
 __all__ = [
-    "LAYOUTS", "Difference", "Layout", "check", "convert", "differences", "empty_model", "export_open_clip", "find_config",
-    "make_processor", "nearest_preset", "open_source",
+    "LAYOUTS", "Layout", "check", "convert", "differences", "empty_model", "export_open_clip", "find_config",
+    "make_processor", "nearest_preset", "open_checkpoint",
 ]  # fmt: skip

@@ -50,11 +50,6 @@ class Origin:
         return tensor.contiguous() if self.is_transposed else tensor.clone() if self.parts > 1 else tensor
 
 
-def converted(state_dict: Mapping[str, torch.Tensor], origins: dict[str, Origin]) -> dict[str, torch.Tensor]:
-    """Our parameters, all at once: for models that fit in memory twice."""
-    return {name: origin.take(state_dict[origin.key]) for name, origin in origins.items()}
-
-
 def exported(state_dict: Mapping[str, torch.Tensor], origins: dict[str, Origin]) -> dict[str, torch.Tensor]:
     """The way back: the foreign tensors, bit for bit, in the order of `origins`.
 
@@ -74,4 +69,4 @@ def exported(state_dict: Mapping[str, torch.Tensor], origins: dict[str, Origin])
     }
 
 
-__all__ = ["Origin", "converted", "exported"]
+__all__ = ["Origin", "exported"]

@@ -21,6 +21,7 @@ from triptych.data.splits import load_splits
 
 logger = logging.get_logger(__name__)
 _LEAST_VISIBLE = 0.2  # of an object's box, or a crop shows nobody what it is
+_OBJECT_COLUMNS = ("bbox", "category", "area", "iscrowd", "segmentation")
 _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
 
@@ -141,11 +142,12 @@ def _load_coco(train: str, test: str, folder: str, on_bad_row: str) -> Detection
     return DetectionData(DatasetDict(splits), names, groups, is_lvis)
 
 
-def _columns(objects: dict[str, list] | list[dict[str, Any]]) -> dict[str, list]:
-    """The objects of an image as columns, where a data set has a list of them."""
-    if isinstance(objects, dict):
+def _entries(objects: dict[str, list] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects of an image one by one, also where a data set has columns of them."""
+    if isinstance(objects, list):
         return objects
-    return {key: [entry[key] for entry in objects] for key in (objects[0] if objects else ("bbox", "category"))}
+    columns = {name: objects[name] for name in _OBJECT_COLUMNS if objects.get(name) is not None}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _load_objects(name: str, config_name: str | None, options: dict[str, Any]) -> DetectionData:
@@ -162,8 +164,8 @@ def _load_objects(name: str, config_name: str | None, options: dict[str, Any]) -
     if isinstance(label, datasets.ClassLabel):
         categories = list(label.names)
     elif label.dtype == "string":
-        names = (row for split in data.values() for entry in split["objects"] for row in _columns(entry)["category"])
-        categories = sorted(set(names))
+        images = (objects for split in data.values() for objects in split["objects"])
+        categories = sorted({entry["category"] for objects in images for entry in _entries(objects)})
     else:
         raise ValueError(
             f"`objects.category` of {name!r} must be a ClassLabel or a name, got {label}: numbers alone do not say what things are."
@@ -292,26 +294,22 @@ class DetectionDataset(Dataset):
         self.epoch = epoch
 
     def _objects(self, row: dict[str, Any], size: tuple[int, int]) -> list[dict[str, Any]]:
-        objects = _columns(row["objects"])
-        entries = []
-        for position, (bbox, category) in enumerate(zip(objects["bbox"], objects["category"], strict=True)):
+        kept = []
+        for entry in _entries(row["objects"]):
+            category = entry["category"]
             category = self.names[category] if isinstance(category, str) else category
             if category not in self.index:
                 continue
-            entry = {
-                "bbox": list(bbox),
-                "category_id": self.index[category],
-                "area": objects["area"][position] if "area" in objects else bbox[2] * bbox[3],
-                "iscrowd": bool(objects["iscrowd"][position]) if "iscrowd" in objects else False,
-            }
+            bbox = list(entry["bbox"])
+            area, is_crowd = entry.get("area", bbox[2] * bbox[3]), bool(entry.get("iscrowd", False))
+            kept.append({"bbox": bbox, "category_id": self.index[category], "area": area, "iscrowd": is_crowd})
             if self.with_masks:
-                if "segmentation" not in objects:
+                if "segmentation" not in entry:
                     raise ValueError(
                         "A mask head needs `objects` with `segmentation`, which this data set does not have."
                     )
-                entry["mask"] = _mask(objects["segmentation"][position], *size)
-            entries.append(entry)
-        return entries
+                kept[-1]["mask"] = _mask(entry["segmentation"], *size)
+        return kept
 
     def _augment(
         self, image: Image.Image, entries: list[dict[str, Any]], rng: random.Random

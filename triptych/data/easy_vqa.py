@@ -3,11 +3,7 @@
 from datasets import Dataset, DatasetDict, Features, Image, Sequence, Value
 
 
-QUESTION_FEATURES = {
-    "question": Value("string"),
-    "answers": Sequence(Value("string")),
-    "answer_type": Value("string"),
-}
+QUESTION_FEATURES = {"question": Value("string"), "answers": Sequence(Value("string")), "answer_type": Value("string")}
 _SHAPES = {"circle", "rectangle", "triangle"}
 
 

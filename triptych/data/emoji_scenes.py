@@ -135,12 +135,10 @@ def compose(
     return picture, shown, np.array(boxes, dtype=np.float32).reshape(-1, 4), masks
 
 
-def _scenes(
-    keys: list[str], concepts: tuple[str, ...], categories: tuple[str, ...], size: int, max_objects: int
-) -> Iterator[dict[str, Any]]:
+def _scenes(keys: list[str], concepts: tuple[str, ...], size: int) -> Iterator[dict[str, Any]]:
     for key in keys:
         rng = random.Random(key)
-        names = [rng.choice(concepts) for _ in range(rng.randint(1, max_objects))]
+        names = [rng.choice(concepts) for _ in range(rng.randint(1, 6))]
         picture, shown, boxes, masks = compose(rng, names, size, (0.15, 0.5))
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=92)
@@ -148,23 +146,20 @@ def _scenes(
             "image": {"bytes": file.getvalue(), "path": f"{key}.jpg"},
             "objects": {
                 "bbox": [[left, top, right - left, bottom - top] for left, top, right, bottom in boxes.tolist()],
-                "category": [categories.index(name) for name in shown],
+                "category": shown,
                 "area": [float(mask.sum()) for mask in masks],
             },
         }
 
 
-def load_emoji_scenes(
-    num_train: int = 6000, num_test: int = 600, image_size: int = 288, max_objects: int = 6, seed: int = 0
-) -> DatasetDict:
+def load_emoji_scenes(num_train: int = 6000, num_test: int = 600, image_size: int = 288, seed: int = 0) -> DatasetDict:
     """Build the emoji scenes; a second call finds them in the cache of `datasets`.
 
-    Training scenes show base concepts, test scenes base and novel ones.
+    Training scenes show up to six drawings of base concepts, test scenes of base and novel ones.
 
     Args:
         num_train, num_test (`int`): Scenes in the two splits.
         image_size (`int`): Height and width, in pixels.
-        max_objects (`int`): Most drawings in a scene.
         seed (`int`): Seed of the scenes.
 
     Returns:
@@ -188,13 +183,8 @@ def load_emoji_scenes(
     )
     splits = {}
     for split, count, shown in (("train", num_train, concepts["base"]), ("test", num_test, categories)):
-        arguments = {
-            "keys": [f"{seed}-{split}-{index}" for index in range(count)],
-            "concepts": tuple(shown),
-            "categories": tuple(categories),
-            "size": image_size,
-            "max_objects": max_objects,
-        }
+        keys = [f"{seed}-{split}-{index}" for index in range(count)]
+        arguments = {"keys": keys, "concepts": tuple(shown), "size": image_size}
         splits[split] = Dataset.from_generator(_scenes, features=features, gen_kwargs=arguments)
     return DatasetDict(splits)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Value
 from PIL import Image
-from torch.utils.data import Dataset as TorchDataset
 
 from triptych.data.easy_vqa import QUESTION_FEATURES
 from triptych.data.openmoji import pictures_named
+from triptych.data.questions import QuestionRows
 
 
 NUM_FRAMES = 32
@@ -119,7 +119,7 @@ def load_moving_emoji(num_train: int = 4000, num_test: int = 400, seed: int = 0)
     return DatasetDict(splits)
 
 
-class MovingEmojiDataset(TorchDataset):
+class MovingEmojiDataset(QuestionRows):
     """Rows of [`load_moving_emoji`] with the clip rendered as a list of frames.
 
     Args:
@@ -127,16 +127,11 @@ class MovingEmojiDataset(TorchDataset):
         image_size (`int`): Height and width of the frames, in pixels.
     """
 
+    group_column = "scene"
+
     def __init__(self, data: Dataset, image_size: int):
-        self.data = data
+        super().__init__(data)
         self.image_size = image_size
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def groups(self) -> list[str]:
-        """The clip of every row, for `GroupedSampler`."""
-        return list(self.data["scene"])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data[index]

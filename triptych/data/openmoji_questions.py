@@ -83,13 +83,12 @@ class OpenMojiQuestions:
 
     def questions(self) -> Dataset:
         """Every question on its own, for evaluation: columns `picture` (index of the row), `question`, `answers`, `answer_type`."""
-        return Dataset.from_list(
-            [
-                {"picture": index, "question": QUESTIONS[kind], "answers": [answer], "answer_type": kind}
-                for index, row in enumerate(self.rows)
-                for kind, answer in row["answers"].items()
-            ]
-        )
+        rows = [
+            {"picture": index, "question": QUESTIONS[kind], "answers": [answer], "answer_type": kind}
+            for index, row in enumerate(self.rows)
+            for kind, answer in row["answers"].items()
+        ]
+        return Dataset.from_list(rows)
 
 
 class HeldOutQuestions(TorchDataset):

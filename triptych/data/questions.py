@@ -67,22 +67,33 @@ def load_questions(
     return DatasetDict(splits)
 
 
-class QuestionDataset(Dataset):
-    """Rows of [`load_questions`] with the image decoded and one answer chosen to train on.
+class QuestionRows(Dataset):
+    """Rows of a split with questions, several of which may be about one image or clip."""
 
-    Successive questions about one image get the same picture object, by which the collator knows it again.
-    """
+    group_column: str  # tells images or clips apart
 
     def __init__(self, data: datasets.Dataset):
-        self.data = data.cast_column("image", datasets.Image(decode=False))
-        self._last: tuple[str, Any] = ("", None)
+        self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
     def groups(self) -> list[str]:
-        """The image of every row, for [`GroupedSampler`]."""
-        return list(self.data["image_id"])
+        """The image or clip of every row, for [`GroupedSampler`]."""
+        return list(self.data[self.group_column])
+
+
+class QuestionDataset(QuestionRows):
+    """Rows of [`load_questions`] with the image decoded and one answer chosen to train on.
+
+    Successive questions about one image get the same picture object, by which the collator knows it again.
+    """
+
+    group_column = "image_id"
+
+    def __init__(self, data: datasets.Dataset):
+        super().__init__(data.cast_column("image", datasets.Image(decode=False)))
+        self._last: tuple[str, Any] = ("", None)
 
     def references(self) -> list[list[str]]:
         """All answers to every question."""
@@ -147,9 +158,5 @@ class QuestionCollator:
 
 
 __all__ = [
-    "QuestionCollator",
-    "QuestionDataset",
-    "answer_type_of",
-    "load_questions",
-    "most_common_answer",
-]
+    "QuestionCollator", "QuestionDataset", "QuestionRows", "answer_type_of", "load_questions", "most_common_answer",
+]  # fmt: skip

@@ -33,9 +33,19 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.dataset in STATEMENTS:
-            columns = [each.name for each in fields(self) if each.name.endswith("_column")]
-            names = ["dataset_config", "eval_split", "dataset_license", "on_bad_row", *columns]
+            names = ["dataset_config", "eval_split", "dataset_license", "on_bad_row", *self.columns()]
             refuse_changed(self, names, f"is for data of your own; {self.dataset!r} has one form")
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """The arguments that name a column."""
+        return [each.name for each in fields(cls) if each.name.endswith("_column")]
+
+    def loading(self, *others: str) -> dict[str, Any]:
+        """These arguments as the loaders of this room take them, some `others` of a script among them."""
+        names = ("eval_split", "on_bad_row", *self.columns(), *others)
+        options = {name: getattr(self, name) for name in names}
+        return {"name": self.dataset, "config_name": self.dataset_config, **options}
 
 
 def refuse_changed(args: Any, names: Iterable[str], reason: str) -> None:

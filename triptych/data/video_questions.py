@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 from datasets import DatasetDict, Features, Value
-from torch.utils.data import Dataset
 
 from triptych.data.easy_vqa import QUESTION_FEATURES
+from triptych.data.questions import QuestionRows
 
 
 _SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
@@ -66,18 +66,10 @@ def load_video_questions(folder: str, eval_split: str = "test") -> DatasetDict:
     return DatasetDict(splits)
 
 
-class VideoQuestionDataset(Dataset):
+class VideoQuestionDataset(QuestionRows):
     """Rows of [`load_video_questions`]; the processor reads the files."""
 
-    def __init__(self, data: datasets.Dataset):
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def groups(self) -> list[str]:
-        """The clip of every row, for `GroupedSampler`."""
-        return list(self.data["video"])
+    group_column = "video"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data[index]

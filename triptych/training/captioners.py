@@ -63,6 +63,18 @@ def read_json(name: str, text: str) -> Any:
         raise ValueError(f"`{name}` is not JSON: {error}: {text!r}.") from error
 
 
+def config_to_continue(family: str, source: str) -> PreTrainedConfig:
+    """Configuration of a checkpoint to go on from; one of another family is refused."""
+    config_class = FAMILIES[family][0]
+    model_type = config_class.get_config_dict(source)[0].get("model_type")
+    if model_type != config_class.model_type:
+        raise ValueError(
+            f"`model_name_or_path` must be a {config_class.__name__.removesuffix('Config')} checkpoint, but the `model_type` of "
+            f"{source} is {model_type!r}. `examples/pretrain.py --model {family}` trains one."
+        )
+    return config_class.from_pretrained(source)
+
+
 def config_of(family: str, args: ModelArguments, overrides: dict[str, Any] | None = None) -> PreTrainedConfig:
     """Configuration of the model to train.
 
@@ -81,13 +93,7 @@ def config_of(family: str, args: ModelArguments, overrides: dict[str, Any] | Non
     if args.model_name_or_path is None:
         args.preset = args.preset or f"{family}-tiny"
         return config_class.from_preset(args.preset, **changes)
-    model_type = config_class.get_config_dict(args.model_name_or_path)[0].get("model_type")
-    if model_type != config_class.model_type:
-        raise ValueError(
-            f"`model_name_or_path` must be a {config_class.__name__.removesuffix('Config')} checkpoint, but the `model_type` of "
-            f"{args.model_name_or_path} is {model_type!r}. `examples/pretrain.py --model {family}` trains one."
-        )
-    config = config_class.from_pretrained(args.model_name_or_path)
+    config = config_to_continue(family, args.model_name_or_path)
     return config_class.from_dict(merge_fields(config_class, config.to_dict(), changes))
 
 
@@ -123,4 +129,4 @@ def load_or_build(
     return model_class._from_config(config), processor_class(image_processor, tokenizer)
 
 
-__all__ = ["FAMILIES", "ModelArguments", "config_of", "load_or_build", "read_json"]
+__all__ = ["FAMILIES", "ModelArguments", "config_of", "config_to_continue", "load_or_build", "read_json"]

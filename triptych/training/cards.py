@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
-from triptych.data.statements import Statement
+from triptych.data.statements import statement_of
 from triptych.hub import describe_machine, portable
 
 
@@ -61,22 +61,19 @@ def combined_license(data: str | None, base: str | None) -> tuple[str | None, st
     return (licence if data in _PERMISSIVE else None), origin
 
 
-def card_fields(
-    arguments: list[Any], args: "RunArguments", data: Statement, base: str | None, pipeline_tag: str, tags: list[str]
-) -> dict[str, Any]:
+def card_fields(arguments: list[Any], args: "RunArguments", pipeline_tag: str, tags: list[str]) -> dict[str, Any]:
     """Fields of a run's card that are known before the training.
 
     Args:
-        arguments (`list`): Dataclasses of the script's own arguments.
+        arguments (`list`): Dataclasses of the script's own arguments, first the one that names the data. A `model_name_or_path`
+            among them is what the training starts from.
         args ([`RunArguments`]): Of the run. The last part of `output_dir` is the model's name.
-        data (`Statement`): On the data.
-        base (`str`, *optional*): Folder or Hub name of the checkpoint that the training starts from.
         pipeline_tag (`str`), tags (`list[str]`): As the Hub knows them.
     """
     name = Path(args.output_dir).resolve().name
-    own: dict[str, Any] = {}
-    for each in arguments:
-        own |= asdict(each)
+    own = {key: value for each in arguments for key, value in asdict(each).items()}
+    data = statement_of(arguments[0].dataset, arguments[0].dataset_license)
+    base = own.get("model_name_or_path")
     license_id, origin = combined_license(data.license, base)
     return {
         "name": name,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -11,7 +12,7 @@ from triptych.arguments import argument
 from triptych.modeling.configuration_mammut import MammutConfig
 from triptych.modeling.modeling_mammut_detection import MammutForObjectDetection
 from triptych.processing.processing_mammut import MammutProcessor
-from triptych.training.captioners import read_json
+from triptych.training.captioners import config_to_continue, read_json
 
 
 SMALL_DETECTOR = yaml.safe_load(Path(__file__).with_name("small_detector.yaml").read_text(encoding="utf-8"))
@@ -41,9 +42,7 @@ def build_detector(
         ValueError: If the checkpoint is not a MaMMUT model, or a detection field does not exist.
     """
     source = args.model_name_or_path
-    config = MammutConfig.from_pretrained(source)
-    if config.model_type != MammutConfig.get_config_dict(source)[0].get("model_type"):
-        raise ValueError(f"`model_name_or_path` must be a MaMMUT checkpoint, {source} is none.")
+    config: Any = config_to_continue("mammut", source)
     own = args.detection_config
     fields = SMALL_DETECTOR if own is None else read_json("detection_config", own)
     has_copy = getattr(config.detection_config, "keep_image_text_tower", False) and not args.random_weights

@@ -24,6 +24,7 @@ from transformers import AutoProcessor, ProcessorMixin, get_scheduler
 from triptych.arguments import argument
 from triptych.data.orders import EpochSampler
 from triptych.hub import publish, save_adapter, save_repository, to_json
+from triptych.modeling.configuration_base import check_positive
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.cards import run_facts
 from triptych.training.checkpoints import checkpoint_to_resume, keep_adapters_only, load_checkpoint, save_checkpoint
@@ -77,8 +78,7 @@ class RunArguments:
         for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_checkpoints"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"`max_steps` must be at least 1, got {self.max_steps}.")
+        check_positive(self, "max_steps")
         if self.hub_private and self.hub_model_id is None:
             raise ValueError("`hub_private` needs `hub_model_id`: nothing is published without it.")
 

@@ -13,6 +13,7 @@ from triptych.arguments import argument
 from triptych.data.orders import GroupedSampler
 from triptych.data.questions import QuestionCollator
 from triptych.evaluation.answers import answer_questions, answer_table, evaluate_answers
+from triptych.modeling.configuration_base import check_positive
 from triptych.training.engine import Engine, Task
 
 
@@ -29,9 +30,7 @@ class QuestionArguments:
     max_answer_tokens: int = argument(default=10, help="Longest answer, in tokens.")
 
     def __post_init__(self) -> None:
-        for name in ("num_eval_questions", "questions_per_image", "max_answer_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_positive(self, "num_eval_questions", "questions_per_image", "max_answer_tokens")
 
 
 def texts_of(data: datasets.DatasetDict) -> list[str]:

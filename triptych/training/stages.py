@@ -239,13 +239,6 @@ def stages_facts(folders: list[Path]) -> tuple[dict[str, Any], str]:
 
 
 __all__ = [
-    "COMPARISON",
-    "STAGES",
-    "Stage",
-    "StageArguments",
-    "build_vw_lmm",
-    "load_stage",
-    "prepare_stage",
-    "run_stage",
+    "COMPARISON", "STAGES", "Stage", "StageArguments", "build_vw_lmm", "load_stage", "prepare_stage", "run_stage",
     "stages_facts",
-]
+]  # fmt: skip

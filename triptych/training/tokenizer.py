@@ -67,14 +67,11 @@ def load_tokenizer(name: str, max_length: int) -> PreTrainedTokenizerFast:
     tokenizer: Any = AutoTokenizer.from_pretrained(name, model_max_length=max_length, padding_side="right")
     if not tokenizer.is_fast:
         raise ValueError(f"`tokenizer` {name!r} is a {type(tokenizer).__name__}, expected a fast tokenizer.")
-    for role, text, others in (
-        ("eos_token", EOS, ()),
-        ("bos_token", BOS, ("eos_token",)),
-        ("pad_token", PAD, ("eos_token", "bos_token")),
-    ):
-        token = getattr(tokenizer, role)
-        if token is None or token in [getattr(tokenizer, other) for other in others]:
+    taken: list[str] = []
+    for role, text in (("eos_token", EOS), ("bos_token", BOS), ("pad_token", PAD)):
+        if getattr(tokenizer, role) in (None, *taken):
             tokenizer.add_special_tokens({role: text})
+        taken.append(getattr(tokenizer, role))
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A {eos}", special_tokens=[(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)]
