@@ -548,7 +548,9 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
 
     def _unused_parameters(self, has_images: bool) -> torch.Tensor | float:
         """Zero, whose gradients are zero for the parameters that this batch did not use: DDP waits for gradients of all."""
-        modules = [] if has_images else [self.model.vision_tower, self.model.multi_modal_projector]
+        modules = [self.model.vision_tower]  # which has layers behind the one that is read
+        if not has_images:
+            modules.append(self.model.multi_modal_projector)
         if not has_images or (self.config.visual_loss == "none" and not self.config.pseudo_image_features):
             modules.append(self.vm_head)
         trained = [p for module in modules for p in module.parameters() if p.requires_grad]

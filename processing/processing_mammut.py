@@ -1,5 +1,7 @@
 """Processor of MaMMUT: images, videos, texts, and questions with answers."""
 
+from typing import TypedDict
+
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
@@ -13,7 +15,12 @@ from .video_frames import read_frames, split_clips
 QUESTION_TEMPLATE = "question: {question} answer:"
 
 
-MammutProcessorKwargs = PaddedTextKwargs
+class _NoVideosKwargs(TypedDict, total=False):
+    """Frames are pictures: their options are those of images."""
+
+
+class MammutProcessorKwargs(PaddedTextKwargs, total=False):
+    videos_kwargs: _NoVideosKwargs  # type: ignore[misc]
 
 
 class MammutProcessor(SelfContainedProcessor):
@@ -64,6 +71,10 @@ class MammutProcessor(SelfContainedProcessor):
         self.base_classes = base_classes
         super().__init__(image_processor, tokenizer, **kwargs)
 
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "pixel_values_videos"]
+
     def __call__(
         self,
         images=None,
@@ -72,8 +83,6 @@ class MammutProcessor(SelfContainedProcessor):
         questions: str | list[str] | None = None,
         answers: str | list[str] | None = None,
         annotations: dict | list[dict] | None = None,
-        num_frames: int | None = None,
-        fps: float | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Prepare a batch.
@@ -87,8 +96,8 @@ class MammutProcessor(SelfContainedProcessor):
             answers (`str` or `list[str]`): One per question, for training.
             annotations (`dict` or `list[dict]`): Objects of every image in COCO's form, for training a detector: `annotations`
                 with `bbox` (left, top, width, height in pixels of the upright image) and `category_id` (index of a class).
-            num_frames (`int`, *optional*), fps (`float`, *optional*): Instead of the processor's own.
-            kwargs: As for any processor: `return_tensors`, `padding`, `truncation` (of `text`), ...
+            kwargs: As for any processor: `return_tensors`, `padding`, `truncation` (of `text`), ...; and `num_frames`, `fps`
+                instead of the processor's own.
 
         Returns:
             [`BatchFeature`] with `pixel_values` or `pixel_values_videos`, `input_ids`, `attention_mask`, `labels`; for classes
@@ -98,8 +107,7 @@ class MammutProcessor(SelfContainedProcessor):
         Raises:
             ValueError: If arguments exclude one another, differ in number, or hold what cannot be read.
         """
-        if images is not None and videos is not None:
-            raise ValueError("Pass either `images` or `videos`, got both.")
+        num_frames, fps = kwargs.pop("num_frames", None), kwargs.pop("fps", None)
         if text is not None and questions is not None:
             raise ValueError("Pass either `text` or `questions`, got both.")
         if num_frames is not None and num_frames < 1:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from tests.conftest import tiny_mammut_processor, write_clip
+from tests.conftest import tiny_mammut, tiny_mammut_processor, write_clip
 from triptych.processing.video_frames import frame_indices
 
 
@@ -150,7 +150,6 @@ def test_round_trip(processor, tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"images": frames(1), "videos": frames(2)}, "either `images` or `videos`"),
         ({"text": "a", "questions": "b"}, "either `text` or `questions`"),
         ({"answers": "red"}, "`answers` need `questions`"),
         ({"questions": ["a", "b"], "answers": ["c"]}, "1 answers and 2 questions"),
@@ -176,3 +175,12 @@ def test_round_trip(processor, tmp_path):
 def test_bad_input_names_the_argument(processor, inputs, message):
     with pytest.raises(ValueError, match=message):
         processor(**inputs)
+
+
+def test_images_beside_clips_are_prepared_and_no_model_takes_both(processor):
+    batch = processor(images=frames(1), videos=frames(2), text="red", return_tensors="pt")
+    assert set(batch) == set(processor.model_input_names)
+    model = tiny_mammut("video")
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match="`pixel_values"):
+            call(pixel_values=batch["pixel_values"], pixel_values_videos=batch["pixel_values_videos"])

@@ -1,12 +1,13 @@
 """VW-LMM in transformers' common tests, with towers of transformers and of this package."""
 
 import unittest
+from unittest.mock import patch
 
 import torch
 
 import triptych
 from tests.common.model_testers import CommonGenerationTests, CommonModelTests, ModelTester, images, texts
-from tests.common.upstream import TensorParallelTesterMixin
+from tests.common.upstream import TensorParallelTesterMixin, modeling
 from tests.conftest import tiny_config, tiny_mammut_config, tiny_vw_lmm_config
 
 
@@ -26,9 +27,9 @@ class VwLmmTester(ModelTester):
 
     def __init__(self, vision_config: dict | None = None, **fields):
         vision = vision_config or {"model_type": "clip_vision_model", **NARROW, "patch_size": 8}
-        heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+        text = {"num_attention_heads": 2, "num_key_value_heads": 2, **fields.pop("text_config", {})}
         # Inside the vocabulary, as in their tests of Llava: they shrink it, and embed ids themselves.
-        config = tiny_vw_lmm_config(vision_config=vision, text_config=heads, **{"image_token_id": 0, **fields})
+        config = tiny_vw_lmm_config(vision_config=vision, text_config=text, **{"image_token_id": 0, **fields})
         length = config.image_seq_length
         ids = torch.cat([torch.full((7, length), config.image_token_id), texts()["input_ids"]], dim=1)
         inputs = {"pixel_values": images(), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -39,6 +40,14 @@ class VwLmmModelTest(CommonModelTests, unittest.TestCase):
     all_model_classes = (triptych.VwLmmModel,)
     _is_composite = True
     common_properties = ("image_token_id", "image_seq_length", "vision_feature_layer")
+
+    def setUp(self):
+        super().setUp()
+        # Their random texts are of words: a placeholder without an image is refused, which Llava takes for one.
+        draw = modeling.ids_tensor
+        words = patch.object(modeling, "ids_tensor", lambda shape, size: 1 + draw(shape, size - 1))
+        words.start()
+        self.addCleanup(words.stop)
 
     def make_tester(self):
         return VwLmmTester()
@@ -59,7 +68,8 @@ class VwLmmForCausalLMInProcessesTest(TensorParallelTesterMixin, unittest.TestCa
     model_tester = None
 
     def setUp(self):
-        self.model_tester = VwLmmTester(image_token_id=64)  # their random texts hold any id of the vocabulary
+        # Their random texts, whose seed is theirs, hold many an id of the vocabulary, but not this one.
+        self.model_tester = VwLmmTester(image_token_id=1023, text_config={"vocab_size": 1024})
 
     def _skip_if_tp_distributed_not_enabled(self):
         pass

@@ -87,7 +87,8 @@ _prepare()
 # What is tested is the installed transformers, not the one of the source distribution.
 with patch("transformers.utils.direct_transformers_import", lambda *args, **kwargs: transformers):
     ConfigTester = importlib.import_module(f"{_TESTS}.test_configuration_common").ConfigTester
-ModelTesterMixin = importlib.import_module(f"{_TESTS}.test_modeling_common").ModelTesterMixin
+modeling = importlib.import_module(f"{_TESTS}.test_modeling_common")
+ModelTesterMixin = modeling.ModelTesterMixin
 ProcessorTesterMixin = importlib.import_module(f"{_TESTS}.test_processing_common").ProcessorTesterMixin
 TensorParallelTesterMixin = importlib.import_module(f"{_TESTS}.test_tensor_parallel_mixin").TensorParallelTesterMixin
 TrainingTesterMixin = importlib.import_module(f"{_TESTS}.test_training_mixin").TrainingTesterMixin
@@ -101,4 +102,5 @@ __all__ = [
     "ProcessorTesterMixin",
     "TensorParallelTesterMixin",
     "TrainingTesterMixin",
+    "modeling",
 ]
