@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.conftest import tiny_mammut, tiny_mammut_processor, tiny_model, tiny_
 from tests.processes import kill_after, logged_losses
 from tests.test_hub import CARD
 from triptych import hub
+from triptych.data.emoji_scenes import EmojiPictures
 from triptych.data.pairs import ImageCaptionDataset, PairCollator, load_pairs
 from triptych.evaluation.captioner import evaluate_pairs, retrieval_recalls, word_f1
 from triptych.evaluation.retrieval_recall import ranks_of_first
@@ -131,6 +133,18 @@ def test_the_report_shows_the_split_that_training_held_out(finished, pictures):
     assert "(2 pairs)" in html
     assert html.count('class="card') == 2
     assert (finished / "report.png").stat().st_size > 10_000
+
+
+def test_the_report_shows_scenes_where_a_training_saw_some(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "scenes")
+    path = tmp_path / "scenes" / "training_arguments.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "openmoji-scenes"}))
+    script = [sys.executable, str(ROOT / "examples" / "report.py"), str(tmp_path / "scenes")]
+    result = run([*script, "--num_captions", "3", "--num_queries", "2"])
+    assert result.returncode == 0, result.stderr
+    html = (tmp_path / "scenes" / "report.html").read_text()
+    assert f"({len(EmojiPictures('test', 16, pair_share=0.0, thing_repeats=1))} pairs)" in html
+    assert html.count('class="card') == 3
 
 
 def test_the_report_shows_answers_of_a_second_repository(finished, pictures, tmp_path):
