@@ -315,9 +315,8 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
         if places is None:
             tokens = hidden_states[:, :num_tokens]
         else:
-            tokens = hidden_states.gather(
-                1, places[..., None].expand(-1, -1, hidden_states.shape[-1])
-            )  # back to where the caller has them
+            places = places[..., None].expand(-1, -1, hidden_states.shape[-1])
+            tokens = hidden_states.gather(1, places)  # back to where the caller has them
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)
 
 

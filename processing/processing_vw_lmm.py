@@ -66,13 +66,9 @@ CHAT_TEMPLATES = {"vicuna_v1": with_images(_VICUNA), "mistral": with_images(_MIS
 
 # Options of tokenizers that ask for more than ids.
 _UNREAD = {
-    "return_length",
-    "return_overflowing_tokens",
-    "return_special_tokens_mask",
-    "return_token_type_ids",
-    "stride",
-}
-_UNREAD |= {"is_split_into_words", "text_pair", "text_target"}
+    "return_length", "return_overflowing_tokens", "return_special_tokens_mask", "return_token_type_ids", "stride",
+    "is_split_into_words", "text_pair", "text_target",
+}  # fmt: skip
 
 
 class VwLmmProcessorKwargs(ProcessingKwargs, total=False):
@@ -222,14 +218,14 @@ class VwLmmProcessor(SelfContainedProcessor):
         options = self._merge_kwargs(VwLmmProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         texts, spans = zip(*(self._render(messages) for messages in conversations), strict=True)
         features = self._image_features(list(texts), images if any(images) else None, **options["images_kwargs"])
-        rows, labels = [], []
+        rows, labels, image = [], [], self.image_token_id
         for row, answers in zip(texts, spans, strict=True):
             ids, places = self._tokenize(row, **options["text_kwargs"])
             rows.append(ids)
             labels.append(
                 [
-                    token if start < end and any(first <= start < last for first, last in answers) else -100
-                    for token, (start, end) in zip(ids, places, strict=True)
+                    token if token != image and any(first <= start < last for first, last in answers) else -100
+                    for token, (start, _) in zip(ids, places, strict=True)
                 ]
             )
         return self._pad(rows, features, {"labels": (labels, -100)}, **options["text_kwargs"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import ByteLevel
 from transformers import AddedToken, AutoProcessor, LlamaTokenizer, LlavaImageProcessor
 
 from tests.conftest import CAPTIONS, tiny_mammut_processor, tiny_processor, tiny_vw_lmm_processor
@@ -282,3 +283,14 @@ def test_options_are_given_once():
     for processor in (tiny_processor(), tiny_mammut_processor()):
         with pytest.raises(ValueError, match="`do_resize` stands in `images_kwargs` and beside it"):
             processor(images=Image.new("RGB", (20, 10)), do_resize=True, images_kwargs={"do_resize": False})
+
+
+def test_white_space_of_answers_is_supervised_where_a_tokenizer_trims_it_from_offsets():
+    processor = tiny_vw_lmm_processor()
+    processor.tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    answer = "red\n\n  blue  is"
+    spaces = processor.tokenizer(" \n", add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    assert any(start == end for start, end in spaces)
+    messages = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": answer}]
+    labels = processor.encode_conversations([messages], return_tensors="pt")["labels"][0]
+    assert processor.tokenizer.decode(labels[labels != -100], skip_special_tokens=True) == answer
