@@ -62,9 +62,15 @@ class _GeneratingPipeline(Pipeline):
 
     def _stream(self, items):
         """A data set or a column of one as a generator, which pipelines know; an array of images as a list."""
-        if self._is_image(items) or isinstance(items, (dict, list, tuple, GeneratorType)):
+        if self._is_image(items) or isinstance(items, (dict, GeneratorType)):
             return items
-        return list(items) if hasattr(items, "ndim") else (item for item in items)
+        if getattr(items, "ndim", None) == 0 or not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
+            raise ValueError(f"`inputs` must be an image, or several, got {items!r}.")
+        if not isinstance(items, (list, tuple)) and not hasattr(items, "ndim"):
+            return (item for item in items)
+        if len(items) == 0:
+            raise ValueError("`inputs` is empty; expected at least one image.")
+        return list(items)
 
     def _decode(self, ids) -> list[str]:
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
@@ -155,6 +161,8 @@ class VisualQuestionAnsweringPipeline(_GeneratingPipeline):
         """
         if image is None:
             raise ValueError("`image` is missing.")
+        if question is not None and not isinstance(question, (str, list, tuple)):
+            raise ValueError(f"`question` must be a text or a list of texts, got {question!r}.")
         one_image, one_question = self._is_image(image), isinstance(question, str)
         if question is None:
             first = image[0] if isinstance(image, (list, tuple)) and image else image
@@ -165,8 +173,10 @@ class VisualQuestionAnsweringPipeline(_GeneratingPipeline):
         elif one_image and one_question:
             rows = {"image": image, "question": question}
         else:
-            images, questions = [image] if one_image else image, [question] if one_question else question
+            images, questions = [image] if one_image else self._stream(image), [question] if one_question else question
             rows = [{"image": one, "question": text} for one in images for text in questions]
+            if not rows:
+                raise ValueError("`image` or `question` is empty; expected at least one of each.")
         return super().__call__(self._stream(rows), **kwargs)
 
     def preprocess(self, inputs, timeout=None):

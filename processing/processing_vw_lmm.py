@@ -213,6 +213,11 @@ class VwLmmProcessor(SelfContainedProcessor):
         Raises:
             ValueError: As `__call__`, and if the template does not let a conversation grow turn by turn.
         """
+        for index, content in ((i, each["content"]) for i, messages in enumerate(conversations) for each in messages):
+            if not isinstance(content, (str, list, tuple)):
+                raise ValueError(
+                    f"`conversations[{index}]` has a message with the content {content!r}; expected a text or a list of blocks."
+                )
         if images is None:
             images = [[_image_of(block) for block in blocks] for blocks in map(_image_blocks, conversations)]
         options = self._merge_kwargs(VwLmmProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)

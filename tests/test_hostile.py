@@ -14,9 +14,13 @@ from safetensors.torch import load_file, save
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
-from tests.conftest import save_pair, tiny_mammut_processor, tiny_processor, tiny_vw_lmm_processor
+from tests.conftest import mammut_pair, save_pair, tiny_mammut_processor, tiny_processor, tiny_vw_lmm_processor
+from triptych import pipeline
 from triptych.cli import app
 from triptych.convert.conversion import convert
+from triptych.data.conversations import ConversationCollator
+from triptych.data.pairs import PairCollator
+from triptych.data.questions import QuestionCollator
 from triptych.data.rows import one_text, several_texts, text_or_texts
 from triptych.processing.pictures import to_rgb
 
@@ -124,6 +128,41 @@ def test_any_row_is_read_or_refused(value):
             continue
         for text in [found] if isinstance(found, str) else found:
             assert text.strip()
+
+
+# Collators and pipelines
+
+IMAGE, TEXT = st.one_of(PICTURES, ARRAYS, JUNK), st.one_of(st.text(max_size=8), JUNK)
+COLLATORS = {
+    "pairs": PairCollator(PROCESSORS["grr_coca"]),
+    "questions": QuestionCollator(PROCESSORS["mammut"]),
+    "questions to chat": QuestionCollator(PROCESSORS["vw_lmm"]),
+    "conversations": ConversationCollator(PROCESSORS["vw_lmm"]),
+}
+
+
+@pytest.mark.parametrize("name", COLLATORS)
+@hostile
+@given(values=st.lists(st.tuples(IMAGE, TEXT, TEXT), min_size=1, max_size=3))
+def test_any_rows_become_a_batch_or_are_named(name, values):
+    rows = []
+    for image, text, answer in values:
+        row = {"image": image, "caption": text, "question": text, "answer": answer, "num_skipped": 0}
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        rows.append({**row, "images": [image], "messages": turns})
+    batch = ends_well(lambda: COLLATORS[name](rows))
+    if batch is not None:
+        assert batch["labels"].shape == batch["input_ids"].shape
+
+
+@settings(hostile, max_examples=150)
+@given(image=IMAGE, question=TEXT)
+def test_any_request_of_a_pipeline_is_answered_or_named(image, question):
+    model, processor = mammut_pair()
+    options = {"model": model, "processor": processor, "max_new_tokens": 2}
+    for task, asked in (("image-to-text", {}), ("visual-question-answering", {"question": question})):
+        if task == "image-to-text" or question is not None:
+            ends_well(lambda task=task, asked=asked: {"rows": list(pipeline(task, **options)(image, **asked))})
 
 
 # Converters
