@@ -8,6 +8,7 @@ from transformers.utils import TransformersKwargs
 # What a model's `**kwargs` may hold beside its arguments: switches of transformers' decorators, arguments of attention kernels.
 _OPTIONS = set(TransformersKwargs.__annotations__) - {"num_items_in_batch"}
 _OPTIONS |= {"cache_position", "output_cross_attentions", "return_dict", "use_cache"}
+_OPTIONS |= {"tokenizer", "assistant_tokenizer"}  # of `stop_strings` and assistants, which `generate` hands through
 
 
 def refuse_unknown(options: dict) -> None:

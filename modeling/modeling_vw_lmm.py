@@ -172,6 +172,16 @@ class VwLmmModel(VwLmmPreTrainedModel):
         placeholder = torch.full((1, 1), self.config.image_token_id, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
 
+    def _check_ids(self, input_ids: torch.LongTensor) -> None:
+        """On an accelerator this check would stall the queue; there the embedding's own assertion fires."""
+        reserved, size = self.config.reserved, self.config.text_config.vocab_size
+        unknown = ((input_ids > reserved.start) & (input_ids < reserved.stop)) | (input_ids < 0) | (input_ids >= size)
+        if unknown.any():
+            raise ValueError(
+                f"`input_ids` hold {input_ids[unknown][0].item()}, which is no token of this model. Was one added to its tokenizer "
+                "without `resize_token_embeddings`?"
+            )
+
     def _check_placeholders(self, mask: torch.BoolTensor, num_patches: int) -> None:
         counts, length = mask.sum(-1).tolist(), self.config.image_seq_length
         if sum(counts) == num_patches:
@@ -234,6 +244,8 @@ class VwLmmModel(VwLmmPreTrainedModel):
 
         mask = self.get_placeholder_mask(input_ids, inputs_embeds)
         if not torch.compiler.is_compiling():
+            if input_ids is not None and input_ids.device.type == "cpu":
+                self._check_ids(input_ids)
             self._check_placeholders(mask, 0 if image_features is None else image_features[..., 0].numel())
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)

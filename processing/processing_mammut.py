@@ -22,6 +22,8 @@ class _NoVideosKwargs(TypedDict, total=False):
 class MammutProcessorKwargs(PaddedTextKwargs, total=False):
     videos_kwargs: _NoVideosKwargs  # type: ignore[misc]
 
+    _defaults = PaddedTextKwargs._defaults  # which a `TypedDict` does not inherit
+
 
 class MammutProcessor(SelfContainedProcessor):
     """Turn images or videos, and texts or questions, into model inputs.

@@ -135,6 +135,7 @@ class VwLmmProcessor(SelfContainedProcessor):
         image_seq_length: int,
         chat_template: str | None = None,
         text_kwargs: dict | None = None,
+        vision_kwargs: dict | None = None,
     ) -> "VwLmmProcessor":
         """The processor for `VwLmmForCausalLM.from_vision_text_pretrained` of the same two checkpoints.
 
@@ -142,14 +143,15 @@ class VwLmmProcessor(SelfContainedProcessor):
             vision, text (`str`): Folders or Hub names.
             image_seq_length (`int`): As in the model's configuration.
             chat_template (`str`, *optional*): As above.
-            text_kwargs (`dict`, *optional*): For the tokenizer, e.g. `{"gguf_file": ...}`.
+            text_kwargs, vision_kwargs (`dict`, *optional*): For the tokenizer and the image processor: `revision`, `token`, or
+                e.g. `{"gguf_file": ...}`.
         """
         # Not at the top: without torchvision transformers prints a warning when this name is imported.
         from transformers import LlavaImageProcessor
 
         tokenizer = AutoTokenizer.from_pretrained(text, **(text_kwargs or {}))
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
-        image_processor = AutoImageProcessor.from_pretrained(vision)
+        image_processor = AutoImageProcessor.from_pretrained(vision, **(vision_kwargs or {}))
         squares = LlavaImageProcessor(
             size=dict(image_processor.size),
             crop_size=dict(image_processor.crop_size or image_processor.size),

@@ -65,7 +65,10 @@ def test_what_a_model_cannot_do_is_one_line(checkpoint):
         ("ask", "--model --top --max-new-tokens --json"),
         ("retrieve", "--model --top --batch-size --json"),
         ("visual-words", "--model --output --top-k --num-heat-maps --json"),
-        ("convert", "--preset --config --tokenizer --no-processor --pif --vision --verify --max-shard-size --dry-run"),
+        (
+            "convert",
+            "--revision --preset --config --tokenizer --no-processor --pif --vision --verify --max-shard-size --dry-run",
+        ),
         ("push", "--private --revision --pull-request --message --dry-run --json"),
     ],
 )

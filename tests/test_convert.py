@@ -661,6 +661,8 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, capsys):
         Source(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="neither a file, a folder, nor"):
         Source("no such thing")
+    with pytest.raises(ValueError, match="`revision` 'v1' is for names on the Hub"):
+        Source(str(tmp_path / "empty"), "v1")
     with pytest.raises(ValueError, match="configuration of open_clip's CoCa is missing"):
         convert(
             "open-clip-coca", str(FIXTURES / "mammut_laion_mlp" / "original_state_dict.safetensors"), tmp_path / "out"
@@ -756,8 +758,9 @@ def test_checkpoints_on_the_hub(tmp_path):
         wrapped = server.store(json.dumps({"model_cfg": config}).encode())
         server.repositories["someone/runs"] = Repository(private=False)
         server.repositories["someone/runs"].commit(
-            "main", {"first run/epoch_1.pt": weights, "first run/epoch_2.pt": weights}
+            "v1", {"first run/epoch_1.pt": weights, "first run/epoch_2.pt": weights}
         )
+        server.repositories["someone/runs"].commit("main", {"first run/epoch_1.pt": server.store(b"not wanted")})
         server.repositories["someone/model"] = Repository(private=False)
         server.repositories["someone/model"].commit(
             "main",
@@ -786,7 +789,7 @@ def test_checkpoints_on_the_hub(tmp_path):
             str(FIXTURES / name),
         ]
         for arguments in (
-            ["someone/runs/first run/epoch_1.pt", "one", "--config", "config.json"],
+            ["someone/runs/first run/epoch_1.pt", "one", "--config", "config.json", "--revision", "v1"],
             ["someone/model", "two"],
         ):
             result = subprocess.run(

@@ -51,12 +51,21 @@ def test_images_of_any_mode_and_size_become_normalised_tensors(processor):
     torch.testing.assert_close(pixel_values[3].mean(dim=(1, 2)), expected, atol=1e-5, rtol=0)
 
 
+def test_captions_stop_at_strings(processor):
+    model = tiny_model(text_config={"vocab_size": len(processor.tokenizer)})
+    (red,) = processor.tokenizer("red", add_special_tokens=False).input_ids
+    options = {"max_new_tokens": 4, "sequence_bias": [[[red], 1000.0]], "tokenizer": processor.tokenizer}
+    pixel_values = processor(images=picture(), return_tensors="pt")["pixel_values"]
+    ids = model.generate(pixel_values=pixel_values, **options, stop_strings=["red"])
+    assert ids[0].tolist() == [processor.tokenizer.bos_token_id, red]
+
+
 def test_one_call_serves_retrieval_and_prompted_captions(processor):
     model = tiny_model(text_config={"vocab_size": len(processor.tokenizer)})
     inputs = processor(images=[picture(), picture("L")], text=["a red", ""], return_tensors="pt")
     assert model.model(**inputs).logits_per_image.shape == (2, 2)
     ids = model.generate(**inputs, max_new_tokens=3, eos_token_id=None)
-    assert ids.shape == (2, 1 + len(processor.tokenizer("a red", add_special_tokens=False).input_ids) + 3)
+    assert ids.shape == (2, inputs["input_ids"].shape[1] + 3)
     assert processor.batch_decode(ids, skip_special_tokens=True)[0].strip().startswith("a red")
 
 

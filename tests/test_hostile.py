@@ -142,7 +142,7 @@ COLLATORS = {
 
 
 @pytest.mark.parametrize("name", COLLATORS)
-@hostile
+@settings(hostile, max_examples=200)
 @given(values=st.lists(st.tuples(IMAGE, TEXT, TEXT), min_size=1, max_size=3))
 def test_any_rows_become_a_batch_or_are_named(name, values):
     rows = []
@@ -155,7 +155,7 @@ def test_any_rows_become_a_batch_or_are_named(name, values):
         assert batch["labels"].shape == batch["input_ids"].shape
 
 
-@settings(hostile, max_examples=150)
+@settings(hostile, max_examples=80)
 @given(image=IMAGE, question=TEXT)
 def test_any_request_of_a_pipeline_is_answered_or_named(image, question):
     model, processor = mammut_pair()
@@ -198,7 +198,7 @@ def converts_or_leaves_nothing(name: str, config: str, weights: bytes, folder: P
 
 
 @pytest.mark.parametrize("name", LAYOUT_OF)
-@settings(hostile, max_examples=40)
+@settings(hostile, max_examples=30)
 @given(data=st.data())
 def test_any_foreign_configuration_is_translated_or_refused(name, tmp_path_factory, data):
     config = json.loads((FIXTURES / name / "config.json").read_text())

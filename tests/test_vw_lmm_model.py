@@ -409,6 +409,9 @@ def test_placeholders_and_images_must_match():
         model(batch["input_ids"])
     with pytest.raises(ValueError, match=r"`input_ids\[0\]` holds 3 image placeholders, no multiple of the 4"):
         model(batch["input_ids"][:1, 4:], batch["pixel_values"][:1])
+    for unknown in (65, 66, -200):  # a row that rounds up, none, and the authors' placeholder
+        with pytest.raises(ValueError, match=f"`input_ids` hold {unknown}, which is no token of this model"):
+            model(torch.tensor([[1, unknown]]))
     with pytest.raises(ValueError, match="`pixel_values` must have shape"):
         model(batch["input_ids"], batch["pixel_values"][0])
     with pytest.raises(ValueError, match="`top_k` must lie between 1 and 64, got 65"):

@@ -313,6 +313,7 @@ def convert(
     layout: Annotated[Literal["open-clip-coca", "open-mammut", "vw-lmm"], Argument(help="Whose checkpoint.")],
     source: Annotated[str, Argument(help="File, folder, or name on the Hub.")],
     destination: Annotated[Path, Argument(help="Folder to write.")],
+    revision: Annotated[str | None, Option(help="Branch, tag or commit on the Hub.")] = None,
     preset: Annotated[str | None, Option(help="Configuration by name, where the source has none.")] = None,
     config: Annotated[str | None, Option(metavar="PATH", help="The source project's own JSON configuration.")] = None,
     tokenizer: Annotated[str | None, Option(help="Folder or Hub name. Default: the checkpoint's.")] = None,
@@ -335,7 +336,7 @@ def convert(
 
     if verify is not None and not (verify / "expected.safetensors").is_file():
         _fail(f"`--verify` {verify} must be a folder with inputs.safetensors and expected.safetensors.")
-    options: dict[str, Any] = {"preset": preset, "config": config, "pif": pif, "vision": vision}
+    options: dict[str, Any] = {"preset": preset, "config": config, "pif": pif, "vision": vision, "revision": revision}
     with _failing_on(OSError, SafetensorError, ValueError):
         if dry_run:
             chosen, _, model, _ = conversion.open_checkpoint(layout, source, **options)

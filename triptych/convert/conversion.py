@@ -164,9 +164,9 @@ def fit_to_source(config: PreTrainedConfig, source: Source) -> PreTrainedConfig:
     """
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         for name, value in vars(part).items() if part is not None else ():
-            if name.endswith("layers") and isinstance(value, int) and value > len(source):
+            if name.endswith("layers") and isinstance(value, int) and value > len(source.meta()):
                 raise ValueError(
-                    f"The configuration says `{name}` {value}, but {source.location} has {len(source)} tensors."
+                    f"The configuration says `{name}` {value}, but {source.location} has {len(source.meta())} tensors."
                 )
     table = source.meta().get("visual.positional_embedding")
     if table is not None:
@@ -266,13 +266,13 @@ def make_processor(
 
 
 def open_checkpoint(
-    layout: str, source: str, *, vision: str | None = None, **options: Any
+    layout: str, source: str, *, revision: str | None = None, vision: str | None = None, **options: Any
 ) -> tuple[Layout, Source, PreTrainedModel, dict[str, Any]]:
     """Find a foreign checkpoint, and check that it can be converted.
 
     Args:
         layout (`str`): "open-clip-coca", "open-mammut" or "vw-lmm".
-        source (`str`): A file, a folder, or a name on the Hub; see [`Source`].
+        source (`str`), revision (`str`, *optional*): A file, a folder, or a name on the Hub; see [`Source`].
         vision (`str`, *optional*): Of VW-LMM: take the vision tower from this CLIP, as the authors' code does, instead of the
             stored copy of it.
         options: `preset`, `config` and `pif`, as in [`find_config`].
@@ -282,7 +282,7 @@ def open_checkpoint(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Unknown `layout` {layout!r}. Known: {', '.join(LAYOUTS)}.")
-    stored = Source(source)
+    stored = Source(source, revision)
     if vision is not None:
         if layout != "vw-lmm":
             raise ValueError(f"`vision` goes with the layout 'vw-lmm', got {layout!r}.")

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,18 +24,24 @@ class Source(Mapping[str, torch.Tensor]):
     Args:
         location (`str`): A file, a folder, a name on the Hub, or a file there ("owner/name/run/epoch_3.pt"). Of a folder, safetensors are preferred to pickles, and a file
             with "open_clip" or "model" in its name to others.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: If there are no weights, several that no index joins, or a pickle holds more than tensors.
+        ValueError: If there are no weights, a revision of something that is no repository, several that no index joins, or a pickle holds more than tensors.
     """
 
-    def __init__(self, location: str):
+    def __init__(self, location: str, revision: str | None = None):
         self.location = location
         path = Path(location)
+        if path.exists() and revision is not None:
+            raise ValueError(f"`revision` {revision!r} is for names on the Hub, {location!r} is a file or folder.")
         if not path.exists():
             owner, name, *inside = location.split("/") if location.count("/") else (location, "")
             try:
-                path = Path(hf_hub_download(f"{owner}/{name}", "/".join(inside))) if inside else _download(location)
+                if inside:
+                    path = Path(hf_hub_download(f"{owner}/{name}", "/".join(inside), revision=revision))
+                else:
+                    path = _download(location, revision)
             except HFValidationError as error:
                 raise ValueError(f"{location!r} is neither a file, a folder, nor 'owner/name' on the Hub.") from error
         self.folder = path if path.is_dir() else path.parent
@@ -132,15 +139,15 @@ def _load_pickle(file: Path) -> dict:
     return content
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, revision: str | None) -> Path:
     """The folder of a repository on the Hub with one checkpoint, and no other of the many that it may hold."""
     if HF_HUB_OFFLINE:
-        return Path(snapshot_download(repository))
-    names = [name for name in HfApi().list_repo_files(repository) if "/" not in name]
-    weights = _weights_among(names, lambda name: Path(hf_hub_download(repository, name)), repository)
-    return Path(
-        snapshot_download(repository, allow_patterns=[*weights, *(name for name in names if name.endswith(_OTHERS))])
-    )
+        return Path(snapshot_download(repository, revision=revision))
+    names = [name for name in HfApi().list_repo_files(repository, revision=revision) if "/" not in name]
+    fetch = partial(hf_hub_download, repository, revision=revision)
+    weights = _weights_among(names, lambda name: Path(fetch(name)), repository)
+    wanted = [*weights, *(name for name in names if name.endswith(_OTHERS))]
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
 
 
 def _weights_among(names: list[str], fetch: Callable[[str], Path], place: str) -> list[str]:
