@@ -24,7 +24,7 @@ from .inputs import check_training_has_labels, of_encoders, refuse_unknown, supe
 from .layers import slice_logits_to_keep
 from .losses import captioning_loss, visual_modeling_loss
 from .self_contained import SelfContainedModel
-from .transformers_versions import CACHE_NAME, named_cache, takes_cache
+from .transformers_versions import CACHE_NAME, SHARES_IMAGES_OUT, named_cache, takes_cache
 from .vision_towers import build_tower, load_tower, module_with_tower
 
 
@@ -586,6 +586,12 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             self.vm_head = self._get_resized_lm_head(self.vm_head, rows)
         return embeddings
 
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+        has_images = model_kwargs.get("pixel_values") is not None or model_kwargs.get("mm_encoder_outputs")
+        if generation_config.prefill_chunk_size is not None and has_images and not SHARES_IMAGES_OUT:
+            raise ValueError("`prefill_chunk_size` of prompts with images needs a newer transformers (5.24 does it).")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
     def prepare_inputs_for_generation(
         self, input_ids, inputs_embeds=None, is_first_iteration=False, use_cache=True, **kwargs
     ) -> dict:
@@ -603,7 +609,8 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         # other prompts than their own.
         images = {}
         if input_ids is not None and model_kwargs.get("pixel_values") is not None:
-            per_prompt = (input_ids == self.config.image_token_id).sum(-1) // self.config.image_seq_length
+            given = (input_ids, None) if input_ids.shape[1] else (None, model_kwargs.get("inputs_embeds"))
+            per_prompt = self.model.get_placeholder_mask(*given).sum(-1) // self.config.image_seq_length
             groups = model_kwargs.pop("pixel_values").split(per_prompt.tolist())
             images["pixel_values"] = torch.cat([group.repeat(expand_size, 1, 1, 1) for group in groups])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import Cache
+from transformers.generation import utils as generation_utils
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.deprecation import deprecate_kwarg
@@ -19,6 +20,10 @@ if TYPE_CHECKING:  # importing transformers' pipelines takes as long as importin
 # 5.24 renamed `past_key_values` to `cache`: arguments of models, fields of outputs, what `generate` keeps for the next step.
 _OLD_NAME = "past_key_values"
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else _OLD_NAME
+
+
+# Some version after 5.16 began to share encoded images out among the chunks of a prompt (`prefill_chunk_size`).
+SHARES_IMAGES_OUT = hasattr(generation_utils, "_slice_mm_encoder_output")
 
 
 def named_cache(cache: Cache | None) -> dict[str, Cache | None]:

@@ -79,9 +79,9 @@ class SelfContainedProcessor(ProcessorMixin):
                 )
 
     def validate_inputs(self, images=None, text=None, **kwargs) -> None:
-        super().validate_inputs(images=images, text=text, **kwargs)
-        if text is not None:
+        if text is not None:  # before transformers looks, whose messages differ from version to version
             self._check_text(text, **kwargs)
+        super().validate_inputs(images=images, text=text, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """As transformers' own, with the source files and an `auto_map` that names them, which the parts need not know."""

@@ -158,7 +158,7 @@ def test_round_trip(processor, tmp_path):
         ({"videos": []}, "`videos` is empty"),
         ({"videos": frames(2), "num_frames": 0}, "`num_frames` must be at least 1, got 0"),
         ({"text": [3]}, r"`text\[0\]` must be a text, or a list of at least one class; got 3"),
-        ({"text": ["a", None]}, "`text` must be a string or list of strings"),
+        ({"text": ["a", None]}, r"`text\[1\]` is None; expected a text"),
         ({"videos": frames(2), "fps": 0}, "`fps` must be positive, got 0"),
         ({"videos": "clip.mp4", "fps": -1}, "`fps` must be positive, got -1"),
         ({"videos": "missing.mp4"}, r"no file missing\.mp4"),
