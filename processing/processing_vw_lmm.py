@@ -183,6 +183,7 @@ class VwLmmProcessor(SelfContainedProcessor):
         if text is None:
             raise ValueError("`text` is missing; images stand in it as `image_token`.")
         texts = list_of_texts(text, "text")
+        self._check_options(kwargs)
         options = self._merge_kwargs(VwLmmProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         for name in options["text_kwargs"].keys() & _UNREAD:
             if options["text_kwargs"][name]:
@@ -222,6 +223,7 @@ class VwLmmProcessor(SelfContainedProcessor):
                 )
         if images is None:
             images = [[_image_of(block) for block in blocks] for blocks in map(_image_blocks, conversations)]
+        self._check_options(kwargs)
         options = self._merge_kwargs(VwLmmProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         texts, spans = zip(*(self._render(messages) for messages in conversations), strict=True)
         features = self._image_features(list(texts), images if any(images) else None, **options["images_kwargs"])

@@ -56,9 +56,24 @@ class SelfContainedProcessor(ProcessorMixin):
                 )
         return found
 
-    @staticmethod
-    def _flat(kwargs: dict) -> dict:
-        """Options with those of `images_kwargs` among the others."""
+    def _check_options(self, kwargs: dict) -> None:
+        """Refuse options that transformers knows of no processor; it would drop them in silence.
+
+        Raises:
+            ValueError: With its name.
+        """
+        kinds = [*ProcessingKwargs.__annotations__.values(), getattr(self.image_processor, "valid_kwargs", None)]
+        known = {name for kind in kinds for name in getattr(kind, "__annotations__", {})}
+        known |= {"common_kwargs", *ProcessingKwargs.__annotations__}
+        for name, value in kwargs.items():
+            if value is not None and name not in known:  # chat templates pass None for what there is none of
+                raise ValueError(
+                    f"`{name}` is no option of {type(self).__name__}, its tokenizer or its image processor."
+                )
+
+    def _flat(self, kwargs: dict) -> dict:
+        """Checked options with those of `images_kwargs` among the others."""
+        self._check_options(kwargs)
         nested = kwargs.pop("images_kwargs", None) or {}
         if twice := nested.keys() & kwargs.keys():
             raise ValueError(f"`{min(twice)}` stands in `images_kwargs` and beside it; pass it once.")

@@ -743,6 +743,7 @@ def test_the_command_converts_to_a_complete_repository(tmp_path):
     assert float(outcome.stdout.splitlines()[-1].split("\t")[1]) < 1e-5
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Converted from `source`" in card
+    assert "64 rows for the image placeholder stand behind its words" in card
     assert (tmp_path / "out" / "modeling_vw_lmm.py").exists()
     with pytest.raises(ValueError, match="has no processor"):
         files_to_publish(tmp_path / "out")

@@ -97,6 +97,17 @@ def test_any_text_becomes_ids_or_is_named(name, text):
         assert batch["input_ids"].ndim >= 2
 
 
+@pytest.mark.parametrize("name", list(PROCESSORS))
+@pytest.mark.parametrize("kind", ["images", "text", "videos", "questions"])
+def test_options_that_nobody_reads_are_refused_at_every_entrance(name, kind):
+    picture = Image.new("RGB", (16, 16))
+    given = {"images": picture, "text": "red", "videos": [[picture, picture]], "questions": "red"}
+    with pytest.raises(
+        ValueError, match=f"`colour` is no option of {type(PROCESSORS[name]).__name__}|`{kind}` is no option"
+    ):
+        PROCESSORS[name](**{kind: given[kind], **({"text": "<image>"} if name == "vw_lmm" else {})}, colour="red")
+
+
 @hostile
 @given(videos=IMAGES, num_frames=st.one_of(st.none(), st.integers(-2, 4)), fps=st.one_of(st.none(), st.floats(-1, 3)))
 def test_any_clips_become_pixels_or_are_named(videos, num_frames, fps):

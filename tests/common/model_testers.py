@@ -116,7 +116,7 @@ class CommonDualEncoderTests(CommonModelTests):
     """Of models that compare images with texts. Their outputs hold those of both towers."""
 
     _is_composite = True
-    test_all_params_have_gradient = False  # not those of the captioner alone
+    test_all_params_have_gradient = False  # as in neomme: not of what the batch leaves unused
 
     @skip_as_in("clip", "hidden states are tested with the towers")
     def test_hidden_states_output(self):

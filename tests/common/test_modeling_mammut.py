@@ -79,7 +79,7 @@ class MammutForConditionalGenerationWithVideosTest(MammutForConditionalGeneratio
 class MammutForObjectDetectionTest(CommonModelTests, unittest.TestCase):
     all_model_classes = (triptych.MammutForObjectDetection,)
     _is_composite = True
-    test_all_params_have_gradient = False  # not those of the captioner alone
+    test_all_params_have_gradient = False  # as in neomme: not of what the batch leaves unused
 
     def make_tester(self):
         names = {name: value.repeat(7, 1) for name, value in texts(batch_size=2).items()}  # the same classes for all

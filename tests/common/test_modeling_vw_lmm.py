@@ -55,7 +55,6 @@ class VwLmmModelTest(CommonModelTests, unittest.TestCase):
 
 class VwLmmForCausalLMTest(CommonGenerationTests, unittest.TestCase):
     all_model_classes = (triptych.VwLmmForCausalLM,)
-    test_all_params_have_gradient = False  # not what the tower has behind the layer that is read
 
     def make_tester(self):
         return VwLmmTester()

@@ -362,9 +362,15 @@ def _write_card(layout: Layout, model: Any, source: Source, folder: Path) -> Non
         name = "vw-lmm-mistral" if model.config.text_config.model_type == "mistral" else name
     card = ModelCard(files("triptych.model_cards").joinpath(f"{name}.md").read_text(encoding="utf-8"))
     origin = source.location if not Path(source.location).exists() else Path(source.location).name
+    rows = getattr(model.config, "num_reserved_tokens", 0)
+    added = (
+        f" {rows} rows for the image placeholder stand behind its words, which no probability knows of."
+        if rows
+        else ""
+    )
     card.text += (
         f"\n## This copy\n\nConverted from `{origin}` ({model.num_parameters():,} parameters) with `triptych convert`; every value is "
-        "the original's. Where the original states a licence of its own, that one holds.\n"
+        f"the original's.{added} Where the original states a licence of its own, that one holds.\n"
     )
     card.save(folder / "README.md")
 
