@@ -19,7 +19,14 @@ from triptych.arguments import argument
 from triptych.data.emoji_scenes import EmojiPictures
 from triptych.data.pairs import ImageCaptionDataset, PairCollator, load_pairs
 from triptych.data.splits import DataArguments, refuse_changed
-from triptych.evaluation.captioner import caption_overlap, evaluate_pairs, generate_captions
+from triptych.evaluation.captioner import (
+    evaluate_pairs,
+    generate_captions,
+    score_captions,
+    score_pairs,
+    summarize_pairs,
+)
+from triptych.modeling.configuration_base import check_positive
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.cards import card_fields
 from triptych.training.engine import Engine, RunArguments, Task
@@ -30,8 +37,8 @@ class PairArguments(DataArguments):
     model: Literal["grr-coca", "mammut"] = argument(default="grr-coca", help="Family to train.")
     dataset: str = argument(
         default="openmoji",
-        help="'openmoji', a folder, a parquet file, a Hub name, or 'openmoji-scenes': the drawings at all sizes on "
-        "varied backgrounds, for detection.",
+        help="'openmoji'; 'drawings', 'game-icons', 'healthicons' or 'tuxpaint-stamps', fetched from npm and Debian; a folder, a "
+        "parquet file, a Hub name; or 'openmoji-scenes': the drawings at all sizes on varied backgrounds, for detection.",
     )
     image_column: str = argument(default="image", help="Column with the images.")
     caption_column: str = argument(default="caption", help="Column with a caption or a list of captions.")
@@ -40,27 +47,43 @@ class PairArguments(DataArguments):
         default="error", help="Stop at an unreadable image, or take the next pair and count."
     )
     crop_scale: float = argument(default=0.8, help="Smallest area that a random training crop keeps.")
+    max_train_rows: int | None = argument(
+        default=None, help="Train on the first rows only; packages' come in random order."
+    )
+    also_evaluate: list[str] | None = argument(
+        default=None, help="More splits to evaluate at the end, e.g. new_style of 'drawings'."
+    )
+    log_samples: bool = argument(
+        default=False, help="Write the final numbers of every held-out pair: eval_samples.json."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dataset == "openmoji-scenes":
-            refuse_changed(self, ("crop_scale", "on_corrupt_image"), "is for pictures that are read, scenes are drawn")
+            names = ("crop_scale", "on_corrupt_image", "max_train_rows", "also_evaluate")
+            refuse_changed(self, names, "is for pictures that are read, scenes are drawn")
+        check_positive(self, "max_train_rows")
 
 
-def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, Any, list[str]]:
-    """Training and held-out pairs, and the captions to train a tokenizer on."""
+def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, dict[str, Any], list[str]]:
+    """Training pairs, the held-out ones by what their numbers' names begin with, and the captions to train a tokenizer on."""
     is_scenes = args.dataset == "openmoji-scenes"
     source = args.loading() | ({"name": "openmoji"} if is_scenes else {})
     data = load_pairs(**source, image_size=image_size, seed=seed)
     reading = {"image_column": args.image_column, "caption_column": args.caption_column}
     reading["on_corrupt_image"] = args.on_corrupt_image
     crops = {"crop_scale": args.crop_scale, "seed": seed}
-    train_set = ImageCaptionDataset(data["train"], **reading, all_captions=True, **crops)
+    for split in args.also_evaluate or ():
+        if split not in data:
+            raise ValueError(f"`also_evaluate` of {args.dataset!r} must be among {', '.join(data)}, got {split!r}.")
+    rows = data["train"].select(range(min(len(data["train"]), args.max_train_rows or len(data["train"]))))
+    train_set = ImageCaptionDataset(rows, **reading, all_captions=True, **crops)
     captions = train_set.captions()
     if is_scenes:
         held_out = EmojiPictures("test", image_size, pair_share=0.0, thing_repeats=1)
-        return EmojiPictures("train", image_size, seed=seed), held_out, captions
-    return train_set, ImageCaptionDataset(data["test"], **reading), captions
+        return EmojiPictures("train", image_size, seed=seed), {"": held_out}, captions
+    splits = {"": "test"} | {f"{split}_": split for split in args.also_evaluate or ()}
+    return train_set, {name: ImageCaptionDataset(data[split], **reading) for name, split in splits.items()}, captions
 
 
 def main() -> None:
@@ -71,18 +94,25 @@ def main() -> None:
     engine = Engine(run_args)
     accelerator, size = engine.accelerator, config.vision_config.image_size
     with accelerator.main_process_first():
-        train_set, eval_set, captions = load_sets(data_args, size, run_args.seed)
+        train_set, eval_sets, captions = load_sets(data_args, size, run_args.seed)
     model, processor = load_or_build(data_args.model, model_args, config, captions)
     processor = engine.restored(processor)
     model.generation_config.max_new_tokens = min(24, config.max_position_embeddings - 1)
     collator = PairCollator(processor, truncation=data_args.truncate_captions)
     reading = (accelerator, run_args.eval_batch_size, run_args.num_workers)
 
+    samples: dict[str, list[float]] = {}
+
     def evaluate(model: nn.Module, is_last: bool) -> dict[str, float]:
-        results = evaluate_pairs(model, eval_set, collator, *reading)
-        if is_last:
-            generated = generate_captions(model, eval_set, processor, *reading)
-            results |= caption_overlap([one for one, _ in generated], [true for _, true in generated])
+        if not is_last:
+            return evaluate_pairs(model, eval_sets[""], collator, *reading)
+        results = {}
+        for prefix, eval_set in eval_sets.items():
+            scores = score_pairs(model, eval_set, collator, *reading)
+            scores |= score_captions(generate_captions(model, eval_set, processor, *reading))
+            numbers = summarize_pairs(scores, config, run_args.eval_batch_size)
+            results |= {prefix + name: value for name, value in numbers.items()}
+            samples.update({prefix + name: values.round(5).tolist() for name, values in scores.items()})
         return results
 
     tags = ["image-captioning", "image-text-retrieval"]
@@ -101,7 +131,8 @@ def main() -> None:
         card={**card, "loss_weights": weights},
     )
     engine.train(task)
-    engine.finish(task, engine.evaluate(task))
+    results = engine.evaluate(task)
+    engine.finish(task, results, {"eval_samples.json": samples} if data_args.log_samples else None)
 
 
 if __name__ == "__main__":

@@ -254,9 +254,13 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
         """
         self.logit_scale.clamp_(0.0, self.config.logit_scale_max)
 
-    def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-        """Contrastive loss of this batch; while training, negatives come from all processes. Each model has its own."""
+    def contrastive_losses(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Contrastive loss of every pair of this batch; while training, negatives come from all processes. Each model has its own."""
         raise NotImplementedError
+
+    def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Contrastive loss of this batch: the mean of [`contrastive_losses`]."""
+        return self.contrastive_losses(image_embeds, text_embeds).mean()
 
     def _processes_with_negatives(self) -> dist.ProcessGroup | None:
         tp_size = getattr(getattr(self.config, "distributed_config", None), "tp_size", None)

@@ -73,17 +73,17 @@ class _AllGather(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
 
 
-def contrastive_loss(
+def contrastive_losses(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
     reduction: str = "mean",
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
-    """Softmax contrastive loss over matching image-text pairs (CoCa, arXiv 2205.01917, eq. 2).
+    """Softmax contrastive loss of every matching image-text pair (CoCa, arXiv 2205.01917, eq. 2); their mean is that of the batch.
 
-    With a `group`, every process scores its own rows against the pairs of all its processes. The mean of the returned losses
-    over processes is the loss of the global batch, and so are the gradients that DDP averages.
+    With a `group`, every process scores its own rows against the pairs of all its processes. The mean over processes is the
+    loss of the global batch, and so are the gradients that DDP averages.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): L2-normalised image embeddings.
@@ -93,7 +93,7 @@ def contrastive_loss(
         group (`ProcessGroup`, *optional*): Take negatives from its processes, with gradient. All must hold equally many pairs.
 
     Returns:
-        `torch.Tensor` of shape `()`.
+        `torch.Tensor` of shape `(num_pairs,)`.
 
     Raises:
         ValueError: If the numbers of images and texts, or those of the processes, differ or are zero, or `reduction` is unknown.
@@ -107,13 +107,17 @@ def contrastive_loss(
         all_image_embeds, all_text_embeds = (_AllGather.apply(x, group) for x in (image_embeds, text_embeds))
     targets = torch.arange(first_row, first_row + len(image_embeds), device=image_embeds.device)
     with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
-        image_to_text = nn.functional.cross_entropy(logit_scale * image_embeds @ all_text_embeds.T, targets)
-        text_to_image = nn.functional.cross_entropy(logit_scale * text_embeds @ all_image_embeds.T, targets)
-    loss = image_to_text + text_to_image
-    return loss / 2 if reduction == "mean" else loss
+        image_to_text = nn.functional.cross_entropy(
+            logit_scale * image_embeds @ all_text_embeds.T, targets, reduction="none"
+        )
+        text_to_image = nn.functional.cross_entropy(
+            logit_scale * text_embeds @ all_image_embeds.T, targets, reduction="none"
+        )
+    losses = image_to_text + text_to_image
+    return losses / 2 if reduction == "mean" else losses
 
 
-def focal_contrastive_loss(
+def focal_contrastive_losses(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
@@ -121,22 +125,22 @@ def focal_contrastive_loss(
     gamma: float = 1.0,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
-    """Focal sigmoid contrastive loss over matching image-text pairs (MaMMUT, arXiv 2303.16839, section 3.2).
+    """Focal sigmoid contrastive loss of every matching image-text pair (MaMMUT, arXiv 2303.16839, section 3.2).
 
     With logits x and p = sigmoid(x) for the pair of a row, 1 - sigmoid(x) for all others, every element costs
-    -(1 - p)^gamma log p; rows are summed and divided by the number of pairs. The two directions of the paper have equal
-    sums, so the sum over rows counts twice. gamma = 0 is binary cross-entropy.
+    -(1 - p)^gamma log p. A pair costs the sum of its row, and their mean is the loss of the batch. The two directions of the
+    paper have equal sums, so a row counts twice. gamma = 0 is binary cross-entropy.
 
-    With a `group`, every process scores its own images against the texts of all its processes, as in [`contrastive_loss`].
+    With a `group`, every process scores its own images against the texts of all its processes, as in [`contrastive_losses`].
 
     Args:
-        image_embeds, text_embeds, logit_scale, group: As in [`contrastive_loss`].
+        image_embeds, text_embeds, logit_scale, group: As in [`contrastive_losses`].
         logit_bias (`torch.Tensor` of shape `(1,)`, *optional*): Added to every logit (SigLIP, arXiv 2303.15343); the paper
             has none.
         gamma (`float`): Focusing exponent. Not printed in the paper; 1.0 in the authors' RO-ViT code.
 
     Returns:
-        `torch.Tensor` of shape `()`.
+        `torch.Tensor` of shape `(num_pairs,)`.
 
     Raises:
         ValueError: If the numbers of images and texts, or those of the processes, differ or are zero.
@@ -156,7 +160,7 @@ def focal_contrastive_loss(
         signed = sign * logits
         # (1 - p)^gamma through its logarithm: no power of zero, whose gradient is infinite for gamma < 1
         modulator = (gamma * nn.functional.logsigmoid(-signed)).exp()
-        return -2 * (modulator * nn.functional.logsigmoid(signed)).sum() / num_pairs
+        return -2 * (modulator * nn.functional.logsigmoid(signed)).sum(dim=1)
 
 
 def captioning_loss(
@@ -380,8 +384,8 @@ def visual_modeling_loss(
 
 __all__ = [
     "captioning_loss",
-    "contrastive_loss",
-    "focal_contrastive_loss",
+    "contrastive_losses",
+    "focal_contrastive_losses",
     "processes_with_other_rows",
     "visual_modeling_loss",
 ]

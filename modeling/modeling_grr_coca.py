@@ -32,7 +32,7 @@ from .layers import (
     resize_position_table,
     rotary_embedding,
 )
-from .losses import contrastive_loss
+from .losses import contrastive_losses
 from .towers import TowerMixin
 from .transformers_versions import takes_cache
 
@@ -434,9 +434,9 @@ class GrrCocaModel(DualEncoder, GrrCocaPreTrainedModel):
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
 
-    def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-        """InfoNCE of this batch (CoCa eq. 2); while training, negatives come from all processes."""
-        return contrastive_loss(
+    def contrastive_losses(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """InfoNCE of every pair of this batch (CoCa eq. 2); while training, negatives come from all processes."""
+        return contrastive_losses(
             image_embeds,
             text_embeds,
             self.logit_scale.exp(),

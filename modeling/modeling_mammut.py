@@ -37,7 +37,7 @@ from .layers import (
     learned_scalar,
     resize_position_table,
 )
-from .losses import contrastive_loss, focal_contrastive_loss
+from .losses import contrastive_losses, focal_contrastive_losses
 from .towers import TowerMixin
 from .transformers_versions import takes_cache
 from .video_tubes import TubeEmbedding, fixed_positions, tube_centers
@@ -433,12 +433,12 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         images["interpolate_pos_encoding"], texts["inputs_embeds"] = interpolate_pos_encoding, inputs_embeds
         return self._compare(images, texts, return_loss, **kwargs)
 
-    def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-        """Focal or InfoNCE loss of this batch (section 3.2); while training, negatives come from all processes."""
+    def contrastive_losses(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Focal or InfoNCE loss of every pair of this batch (section 3.2); while training, negatives come from all processes."""
         scale, group = self.logit_scale.exp(), self._processes_with_negatives()
         if self.config.contrastive_loss_type == "softmax":
-            return contrastive_loss(image_embeds, text_embeds, scale, group=group)
-        return focal_contrastive_loss(
+            return contrastive_losses(image_embeds, text_embeds, scale, group=group)
+        return focal_contrastive_losses(
             image_embeds, text_embeds, scale, self.logit_bias, gamma=self.config.focal_gamma, group=group
         )
 

@@ -10,9 +10,11 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from tests.conftest import tiny_processor
-from triptych.data.openmoji import _GEOMETRY, _TONE, _named_drawings, caption_of, load_openmoji_captions
+from triptych.data.drawings import _GEOMETRY
+from triptych.data.openmoji import _named_drawings, load_openmoji_captions
 from triptych.data.pairs import ImageCaptionDataset, PairCollator, load_pairs
 from triptych.data.pictures import CorruptImageError
+from triptych.data.unicode_names import SKIN_TONE, caption_of
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +42,11 @@ def test_openmoji_is_large_real_and_fixed(openmoji):
 
 def test_no_recolouring_crosses_the_split(openmoji):
     # Written from the rule, not from the grouping code: same outline and skin tones on both sides is a leak.
-    drawings = {item["file_name"]: item for item in _named_drawings()}
+    drawings = {each.file_name: each for each in _named_drawings()}
 
     def signature(name: str) -> tuple:
         item = drawings[name]
-        return tuple(_GEOMETRY.findall(item["svg"])), tuple(re.findall(_TONE, item["caption"]))
+        return tuple(_GEOMETRY.findall(item.source)), tuple(re.findall(SKIN_TONE, item.caption))
 
     train = {signature(name) for name in openmoji["train"]["file_name"]}
     assert not [name for name in openmoji["test"]["file_name"] if signature(name) in train]

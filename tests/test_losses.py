@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.conftest import random_batch, tiny_mammut, tiny_model
 from tests.processes import run_in_processes
-from triptych.modeling.losses import captioning_loss, contrastive_loss, focal_contrastive_loss
+from triptych.modeling.losses import captioning_loss, contrastive_losses, focal_contrastive_losses
 
 
 def test_contrastive_loss_is_the_definition_and_sum_is_twice_the_mean():
@@ -16,8 +16,8 @@ def test_contrastive_loss_is_the_definition_and_sum_is_twice_the_mean():
     logits = scale * images @ texts.T
     image_to_text = -(logits.diagonal() - logits.logsumexp(dim=1)).mean()
     text_to_image = -(logits.diagonal() - logits.logsumexp(dim=0)).mean()
-    torch.testing.assert_close(contrastive_loss(images, texts, scale), (image_to_text + text_to_image) / 2)
-    torch.testing.assert_close(contrastive_loss(images, texts, scale, "sum"), image_to_text + text_to_image)
+    torch.testing.assert_close(contrastive_losses(images, texts, scale).mean(), (image_to_text + text_to_image) / 2)
+    torch.testing.assert_close(contrastive_losses(images, texts, scale, "sum").mean(), image_to_text + text_to_image)
 
 
 def normalised(count: int, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,7 +36,7 @@ def test_focal_loss_is_its_definition_both_ways(gamma, bias):
     p = torch.where(matches, logits.sigmoid(), 1 - logits.sigmoid())
     elements = -((1 - p) ** gamma) * p.log()
     image_to_text, text_to_image = elements.sum(1).mean(), elements.T.sum(1).mean()
-    found = focal_contrastive_loss(images, texts, scale, bias, gamma)
+    found = focal_contrastive_losses(images, texts, scale, bias, gamma).mean()
     torch.testing.assert_close(found.double(), image_to_text + text_to_image, atol=1e-4, rtol=1e-5)
 
 
@@ -44,7 +44,7 @@ def test_focal_loss_without_focus_is_binary_cross_entropy():
     images, texts = normalised(6)
     logits = 9 * images @ texts.T
     expected = 2 * nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(6), reduction="sum") / 6
-    torch.testing.assert_close(focal_contrastive_loss(images, texts, torch.tensor(9.0), gamma=0.0), expected)
+    torch.testing.assert_close(focal_contrastive_losses(images, texts, torch.tensor(9.0), gamma=0.0).mean(), expected)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
@@ -53,7 +53,7 @@ def test_focal_loss_stays_finite_where_the_definition_does_not(gamma):
     scale = torch.tensor(2000.0, requires_grad=True)  # sigmoid is 0 or 1 to the last digit
     for texts in (embeds, embeds.roll(1, 0)):
         images = embeds.clone().requires_grad_()
-        loss = focal_contrastive_loss(images, texts, scale, gamma=gamma)
+        loss = focal_contrastive_losses(images, texts, scale, gamma=gamma).mean()
         grads = torch.autograd.grad(loss, [images, scale])
         assert loss.isfinite()
         assert all(gradient.isfinite().all() for gradient in grads)

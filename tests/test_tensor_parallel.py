@@ -7,7 +7,7 @@ from transformers.distributed import DistributedConfig
 
 from tests.conftest import random_batch, tiny_mammut, tiny_model, tiny_vw_lmm, vw_lmm_batch
 from tests.processes import run_in_processes
-from triptych.modeling.losses import contrastive_loss, processes_with_other_rows
+from triptych.modeling.losses import contrastive_losses, processes_with_other_rows
 
 
 MODELS = {
@@ -89,7 +89,7 @@ def negatives(rank: int, world_size: int, tp_size: int) -> tuple[float, np.ndarr
     embeds = torch.nn.functional.normalize(torch.randn(2, 6, 8), dim=-1).requires_grad_()
     rows = slice(0, 6) if world_size == 1 else slice(3 * (rank // tp_size), 3 * (rank // tp_size) + 3)
     group = processes_with_other_rows(tp_size)
-    loss = contrastive_loss(*embeds[:, rows], torch.tensor([5.0]), group=group)
+    loss = contrastive_losses(*embeds[:, rows], torch.tensor([5.0]), group=group).mean()
     loss.backward()
     total = loss.detach().clone()
     torch.distributed.all_reduce(total)

@@ -24,7 +24,7 @@ from tests.test_hub import CARD
 from triptych import hub
 from triptych.data.emoji_scenes import EmojiPictures
 from triptych.data.pairs import ImageCaptionDataset, PairCollator, load_pairs
-from triptych.evaluation.captioner import evaluate_pairs, retrieval_recalls, word_f1
+from triptych.evaluation.captioner import evaluate_pairs, retrieval_ranks, score_pairs, word_f1
 from triptych.evaluation.retrieval_recall import ranks_of_first
 from triptych.training.optimization import TrainingState, weight_decay_groups
 from triptych.training.training_log import TrainingLog
@@ -242,9 +242,11 @@ def test_recalls_and_ranks_on_a_known_case():
     similarity = np.array([[0.9, 0.1, 0.2], [0.8, 0.5, 0.6], [0.3, 0.3, 0.3]])
     assert ranks_of_first(similarity, [[0], [1], [2]]).tolist() == [0, 2, 2]  # ties count against the model
     embeds = torch.eye(12)
-    recalls = retrieval_recalls(embeds, embeds[[1, 0, *range(2, 12)]])
-    assert recalls["text_to_image_recall@1"] == pytest.approx(10 / 12)
-    assert recalls["image_to_text_recall@5"] < 1  # the two swapped ones tie with all others
+    swapped = embeds[[1, 0, *range(2, 12)]]
+    ranks = retrieval_ranks(embeds, swapped, [str(number) for number in range(12)])
+    assert ranks["text_to_image_rank"].tolist() == [11, 11] + [0] * 10  # the swapped ones tie with all others
+    ranks = retrieval_ranks(embeds, swapped, ["same", "same", *map(str, range(10))])
+    assert not ranks["image_to_text_rank"].any()  # equal captions are right answers to one another's images
 
 
 def test_broken_embeddings_rank_last():
@@ -289,6 +291,9 @@ def test_evaluation_equals_one_pass_over_the_whole_split(pictures):
     assert results[0]["text_to_image_recall@5"] == results[1]["text_to_image_recall@5"]
     assert results[1]["contrastive_loss"] == pytest.approx(outputs.contrastive_loss.item(), rel=1e-4)
     assert results[0]["contrastive_batch_size"] == 3
+    scores = score_pairs(model, dataset, collator, accelerator, batch_size=3)
+    assert np.isnan(scores["contrastive_loss"]).tolist() == [False] * 9 + [True]
+    assert scores["num_tokens"].tolist() == (batch["labels"][:, 1:] != -100).sum(dim=1).tolist()
 
 
 def test_decay_reaches_matrices_only():

@@ -151,7 +151,7 @@ def test_questions_of_an_image_become_one_conversation():
 
 def test_openmoji_pictures_show_what_their_answers_say():
     data = OpenMojiQuestions("test")
-    assert not {row["caption"] for row in data.rows} & {item["caption"] for item in named_drawings()["train"]}
+    assert not {row["caption"] for row in data.rows} & {each.caption for each in named_drawings()["train"]}
     for index in range(0, len(data), 40):
         row, picture, answers = data.rows[index], data[index]["images"][0], data.rows[index]["answers"]
         if "what" in answers:

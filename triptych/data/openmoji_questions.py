@@ -12,8 +12,9 @@ from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
 from triptych.data.conversations import ConversationMixture, QuestionConversations, dialogue
+from triptych.data.drawings import picture_of
 from triptych.data.easy_vqa import load_easy_vqa
-from triptych.data.openmoji import named_drawings, picture_of
+from triptych.data.openmoji import named_drawings
 
 
 _EASY_VQA_QUESTIONS = 1500  # of 38,575
@@ -51,7 +52,7 @@ class OpenMojiQuestions:
     """
 
     def __init__(self, split: str, pictures_per_drawing: int = 2, seed: int = 0, image_size: int = 96):
-        self._drawings = {item["caption"]: item["svg"] for item in named_drawings()[split]}
+        self._drawings = {each.caption: str(each.source) for each in named_drawings()[split]}
         self.image_size = image_size
         self.rows = [
             _scene(f"{seed}-{split}-{index}-{caption}", caption) if index % 2 else _portrait(caption)

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from triptych.data.openmoji import load_openmoji_captions
+from triptych.data.picture_sets import PICTURE_SETS, load_picture_set
 from triptych.data.pictures import CorruptImageError, decode_image
 from triptych.data.rows import text_or_texts
 from triptych.data.splits import load_splits
@@ -23,19 +24,26 @@ def load_pairs(
     image_column: str = "image",
     caption_column: str = "caption",
     image_size: int = 96,
+    eval_split: str = "test",
     **options: Any,
 ) -> DatasetDict:
-    """Load image-caption pairs with the splits `train` and `test`.
+    """Load image-caption pairs with the splits `train` and `test`; what packages bring may have more.
 
     Args:
-        name (`str`): `"openmoji"` (built from installed packages), or what [`load_splits`] reads.
+        name (`str`): `"openmoji"` (built from installed packages), one of `PICTURE_SETS` (from packages that are fetched), or what
+            [`load_splits`] reads.
         image_column, caption_column (`str`): Columns to read. A caption may be a list of captions.
-        image_size (`int`): Size at which OpenMoji is rendered, in pixels.
+        image_size (`int`): Size at which drawings are rendered, in pixels.
+        eval_split (`str`): Split that becomes `test`.
         config_name, options: Of [`load_splits`].
     """
     if name == "openmoji":
         return load_openmoji_captions(image_size)
-    return load_splits(name, config_name, {"caption_column": (caption_column, text_or_texts)}, image_column, **options)
+    if name in PICTURE_SETS:
+        data = load_picture_set(name, image_size)
+        return DatasetDict({**data, "test": data[eval_split]})
+    columns = {"caption_column": (caption_column, text_or_texts)}
+    return load_splits(name, config_name, columns, image_column, eval_split, **options)
 
 
 class ImageCaptionDataset(Dataset):

@@ -33,8 +33,13 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.dataset in STATEMENTS:
-            names = ["dataset_config", "eval_split", "dataset_license", "on_bad_row", *self.columns()]
+            names = ["dataset_config", "dataset_license", "on_bad_row", *self.columns()]
             refuse_changed(self, names, f"is for data of your own; {self.dataset!r} has one form")
+            splits = STATEMENTS[self.dataset].splits
+            if self.eval_split not in splits:
+                raise ValueError(
+                    f"`eval_split` of {self.dataset!r} must be one of {', '.join(splits)}, got {self.eval_split!r}."
+                )
 
     @classmethod
     def columns(cls) -> list[str]:

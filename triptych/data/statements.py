@@ -17,6 +17,7 @@ class Statement:
         limits (`str`): What a model that was trained on nothing else does not know.
         language (`str`, *optional*): Of its texts.
         hub_name (`str`, *optional*): Its name on the Hub.
+        splits (`tuple[str, ...]`): What a package's data set can be evaluated on.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Statement:
     limits: str
     language: str | None = None
     hub_name: str | None = None
+    splits: tuple[str, ...] = ("test",)
 
 
 def _brought() -> dict[str, Statement]:

@@ -3,8 +3,10 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
@@ -13,22 +15,29 @@ from transformers import ProcessorMixin
 from triptych.data.pairs import PairCollator
 from triptych.evaluation.retrieval_recall import ranks_of_first, recalls
 from triptych.evaluation.sharing import evaluating, map_rows
+from triptych.modeling.losses import captioning_loss
 
 
-def retrieval_recalls(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> dict[str, float]:
-    """Recall@1, 5, 10 and median rank, both ways, over all pairs at once.
+def retrieval_ranks(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, captions: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Rank (0 = first) of the first right answer to every pair's text and image, among all pairs; equal captions are all right.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Normalised image embeddings.
         text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Normalised embeddings of their captions.
+        captions (`Sequence[str]`): What the texts are.
+
+    Returns:
+        `dict` with `text_to_image_rank` and `image_to_text_rank`.
     """
     similarity = (text_embeds @ image_embeds.T).numpy()
-    right = [[pair] for pair in range(len(similarity))]
-    return {
-        f"{direction}_{name}": value
-        for direction, scores in (("text_to_image", similarity), ("image_to_text", similarity.T))
-        for name, value in recalls(ranks_of_first(scores, right)).items()
-    }
+    rows: dict[str, list[int]] = {}
+    for row, caption in enumerate(captions):
+        rows.setdefault(caption, []).append(row)
+    right = [rows[caption] for caption in captions]
+    directions = (("text_to_image_rank", similarity), ("image_to_text_rank", similarity.T))
+    return {name: ranks_of_first(scores, right) for name, scores in directions}
 
 
 def word_f1(generated: str, true: str) -> float:
@@ -36,15 +45,6 @@ def word_f1(generated: str, true: str) -> float:
     found, wanted = (Counter(re.findall(r"\w+", text.lower())) for text in (generated, true))
     overlap = (found & wanted).total()
     return 2 * overlap / max(1, found.total() + wanted.total())
-
-
-def caption_overlap(generated: list[str], true: list[str]) -> dict[str, float]:
-    """`caption_exact_match`, the share of captions that equal the true one, and `caption_word_f1`, the mean of [`word_f1`]."""
-    pairs = list(zip(generated, true, strict=True))
-    return {
-        "caption_exact_match": sum(one == other for one, other in pairs) / len(pairs),
-        "caption_word_f1": sum(word_f1(one, other) for one, other in pairs) / len(pairs),
-    }
 
 
 def generate_captions(
@@ -76,9 +76,121 @@ def generate_captions(
         return map_rows(caption, dataset, accelerator, batch_size, num_workers, "caption")
 
 
+def score_captions(pairs: list[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """Of every pair of [`generate_captions`] `caption_exact_match`, whether the two are equal, and `caption_word_f1`."""
+    return {
+        "caption_exact_match": np.array([float(generated == true) for generated, true in pairs]),
+        "caption_word_f1": np.array([word_f1(*pair) for pair in pairs]),
+    }
+
+
 def _readable(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Pairs that do not stand in for a corrupt one: those would count twice."""
     return [pair for pair in pairs if not pair["num_skipped"]]
+
+
+def score_pairs(
+    model: torch.nn.Module,
+    dataset: Dataset,
+    collator: PairCollator,
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int = 0,
+) -> dict[str, np.ndarray]:
+    """Score every readable pair of a data set with a contrastive captioner, spread over the processes.
+
+    Args:
+        model: A captioner; returns embeddings and hidden states when given labels.
+        dataset: Held-out pairs.
+        collator: Of the same processor as in training.
+        accelerator: Of this run.
+        batch_size (`int`): Pairs per batch, and the number of candidates in the contrastive loss (whose chance level is
+            ln(batch_size)); a last partial batch does not count there.
+        num_workers (`int`): Processes that decode images.
+
+    Returns:
+        `dict` of a value per pair: `contrastive_loss` (NaN in the last partial batch), `caption_loss` (nats, summed over the
+        caption's `num_tokens`), `text_to_image_rank` and `image_to_text_rank` among all pairs.
+    """
+    captioner: Any = accelerator.unwrap_model(model)
+    device = accelerator.device
+
+    def embed(pairs: list[dict[str, Any]]) -> list[tuple]:
+        pairs = _readable(pairs)
+        if not pairs:
+            return []
+        batch = {key: value.to(device) for key, value in collator(pairs).items() if key != "num_skipped"}
+        with accelerator.autocast():
+            # Not DDP around it, which may share buffers at every call.
+            outputs = captioner(**batch, skip_logits=True, output_hidden_states=True)
+            states, labels = outputs.hidden_states[-1], batch["labels"]
+            losses = [
+                captioning_loss(states[row : row + 1], labels[row : row + 1], captioner.lm_head).item()
+                for row in range(len(pairs))
+            ]
+        embeds = outputs.text_embeds
+        if embeds is None:  # a caption-only loss leaves them out
+            features = captioner.get_text_features(batch["input_ids"], attention_mask=batch["attention_mask"])
+            embeds = torch.nn.functional.normalize(features.pooler_output.float(), dim=-1)
+        num_tokens = (labels[:, 1:] != -100).sum(dim=1).tolist()
+        sides = (outputs.image_embeds.float().cpu(), embeds.float().cpu())
+        captions = [pair["caption"] for pair in pairs]
+        return list(zip(*sides, losses, num_tokens, captions, strict=True))
+
+    with evaluating(captioner):
+        rows = map_rows(embed, dataset, accelerator, batch_size, num_workers)
+    image_embeds, text_embeds, caption_losses, num_tokens, captions = zip(*rows, strict=True)
+    images, texts = torch.stack(image_embeds), torch.stack(text_embeds)
+    batch_size = min(batch_size, len(images))
+    contrastive = torch.full((len(images),), math.nan)
+    with torch.no_grad():
+        for start in range(0, len(images) - batch_size + 1, batch_size):
+            batch = slice(start, start + batch_size)
+            contrastive[batch] = captioner.model.contrastive_losses(
+                images[batch].to(device), texts[batch].to(device)
+            ).cpu()
+    return {
+        "contrastive_loss": contrastive.numpy(),
+        "caption_loss": np.array(caption_losses) * np.array(num_tokens),
+        "num_tokens": np.array(num_tokens),
+        **retrieval_ranks(images, texts, captions),
+    }
+
+
+def summarize_pairs(scores: dict[str, np.ndarray], config: Any, batch_size: int) -> dict[str, float]:
+    """Numbers of a whole data set, or of a sample of it.
+
+    Args:
+        scores (`dict`): Of [`score_pairs`], and of [`score_captions`] where captions were generated.
+        config: Of the captioner, whose weights the joint loss takes.
+        batch_size (`int`): Of the contrastive loss.
+
+    Returns:
+        `contrastive_loss`, `caption_loss` (nats per token), `perplexity` (exp of the token-weighted mean over the split),
+        `coca_loss` (weighted sum), recalls and median ranks both ways, the means of what captions scored, and what all was
+        measured on.
+    """
+    contrastive = float(np.nanmean(scores["contrastive_loss"]))
+    caption = float(scores["caption_loss"].sum() / scores["num_tokens"].sum())
+    found = {
+        f"{direction}_{name}": value
+        for direction in ("text_to_image", "image_to_text")
+        for name, value in recalls(scores[f"{direction}_rank"]).items()
+    }
+    return {
+        "contrastive_loss": contrastive,
+        "caption_loss": caption,
+        "perplexity": math.exp(caption),
+        "coca_loss": config.contrastive_loss_weight * contrastive + config.caption_loss_weight * caption,
+        **found,
+        **{
+            name: float(values.mean())
+            for name, values in scores.items()
+            if name.startswith("caption_") and name != "caption_loss"
+        },
+        "contrastive_batch_size": min(batch_size, len(scores["num_tokens"])),
+        "num_eval_images": len(scores["num_tokens"]),
+    }
 
 
 def evaluate_pairs(
@@ -89,60 +201,11 @@ def evaluate_pairs(
     batch_size: int,
     num_workers: int = 0,
 ) -> dict[str, float]:
-    """Evaluate a contrastive captioner on every readable pair of a data set, spread over the processes.
-
-    Args:
-        model: A captioner; returns embeddings and both losses when given labels.
-        dataset: Held-out pairs.
-        collator: Of the same processor as in training.
-        accelerator: Of this run.
-        batch_size (`int`): Pairs per batch, and the number of candidates in the contrastive loss (whose chance level is
-            ln(batch_size)); a last partial batch does not count there.
-        num_workers (`int`): Processes that decode images.
-
-    Returns:
-        `contrastive_loss`, `caption_loss` (nats per token), `perplexity` (exp of the token-weighted mean over the split),
-        `coca_loss` (weighted sum), recalls and median ranks both ways, and what they were measured on.
-    """
-    captioner: Any = accelerator.unwrap_model(model)
-    device = accelerator.device
-
-    def embed(pairs: list[dict[str, Any]]) -> list[tuple[torch.Tensor, torch.Tensor, float, int]]:
-        pairs = _readable(pairs)
-        if not pairs:
-            return []
-        batch = {key: value.to(device) for key, value in collator(pairs).items() if key != "num_skipped"}
-        with accelerator.autocast():
-            outputs = captioner(**batch, skip_logits=True)  # not DDP around it, which may share buffers at every call
-        embeds = outputs.text_embeds
-        if embeds is None:  # a caption-only loss leaves them out
-            features = captioner.get_text_features(batch["input_ids"], attention_mask=batch["attention_mask"])
-            embeds = torch.nn.functional.normalize(features.pooler_output.float(), dim=-1)
-        num_tokens = int((batch["labels"][:, 1:] != -100).sum())
-        sides = (outputs.image_embeds.float().cpu(), embeds.float().cpu())
-        return [(*sides, outputs.caption_loss.item() * num_tokens, num_tokens)]
-
-    with evaluating(captioner):
-        parts = map_rows(embed, dataset, accelerator, batch_size, num_workers)
-    images, texts = (torch.cat([part[side] for part in parts]) for side in (0, 1))
-    caption_loss = sum(part[2] for part in parts) / sum(part[3] for part in parts)
-    batch_size = min(batch_size, len(images))
-    with torch.no_grad():
-        losses = [
-            captioner.model.contrastive_loss(image_embeds.to(device), text_embeds.to(device))
-            for image_embeds, text_embeds in zip(images.split(batch_size), texts.split(batch_size), strict=True)
-            if len(image_embeds) == batch_size
-        ]
-    contrastive, config = torch.stack(losses).mean().item(), captioner.config
-    return {
-        "contrastive_loss": contrastive,
-        "caption_loss": caption_loss,
-        "perplexity": math.exp(caption_loss),
-        "coca_loss": config.contrastive_loss_weight * contrastive + config.caption_loss_weight * caption_loss,
-        **retrieval_recalls(images, texts),
-        "contrastive_batch_size": batch_size,
-        "num_eval_images": len(images),
-    }
+    """[`summarize_pairs`] of [`score_pairs`], whose arguments these are."""
+    scores = score_pairs(model, dataset, collator, accelerator, batch_size, num_workers)
+    return summarize_pairs(scores, accelerator.unwrap_model(model).config, batch_size)
 
 
-__all__ = ["caption_overlap", "evaluate_pairs", "generate_captions", "retrieval_recalls", "word_f1"]
+__all__ = [
+    "evaluate_pairs", "generate_captions", "retrieval_ranks", "score_captions", "score_pairs", "summarize_pairs", "word_f1",
+]  # fmt: skip

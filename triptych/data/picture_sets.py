@@ -1,0 +1,184 @@
+"""Data sets of pictures and captions made of packages: read, split by what is shown, drawn once, and kept as Arrow files.
+
+`drawings` joins emoji in eight styles and Open Clip Art, to pretrain on; a ninth style is in no training. Three small ones differ from it,
+to fine-tune on: `game-icons` (white pictograms on black), `healthicons` (pictograms of health care), `tuxpaint-stamps` (photographs
+and drawings with sentences).
+"""
+
+import hashlib
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import PIL.Image
+from datasets import Dataset, DatasetDict, Features, Image, Value
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from triptych.data.clip_art import OPEN_CLIP_ART, STAMPS, clip_art_keys, read_open_clip_art, read_stamps
+from triptych.data.drawings import (
+    Drawing,
+    distinct_drawings,
+    groups_of,
+    require_packages,
+    share_of_hash,
+    shuffled,
+    square_picture,
+)
+from triptych.data.icon_sets import emoji_keys, icon_keys, package_of, read_emoji, read_game_icons, read_health_icons
+from triptych.data.openmoji import all_drawings
+from triptych.data.packages import Package
+
+
+logger = logging.get_logger(__name__)
+
+# Part of the cache's name: another number wherever a rule of this room changes what a data set holds.
+_RULES = 1
+_STYLES = ("emojione", "fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "noto", "noto-v1", "twemoji")
+_NEW_STYLE = "fxemoji"
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Where a data set comes from, and how it is split.
+
+    Args:
+        read (`Callable`): All its drawings.
+        keys (`Callable`): What of a drawing must not be on both sides of a split.
+        packages (`tuple`): What it is read from.
+        validation, test (`float`): Shares of the groups that share a key.
+        new_style (`str`, *optional*): Style of the split `new_style`, of which the other splits have no picture.
+    """
+
+    read: Callable[[], list[Drawing]]
+    keys: Callable[[Drawing], Iterable[str]]
+    packages: tuple[Package, ...]
+    validation: float
+    test: float
+    new_style: str | None = None
+
+
+def _read_drawings() -> list[Drawing]:
+    openmoji = [replace(drawing, file_name=f"openmoji/{drawing.file_name}") for drawing in all_drawings()]
+    emoji = [drawing for name in (*_STYLES, _NEW_STYLE) for drawing in read_emoji(name)]
+    return openmoji + emoji + read_open_clip_art()
+
+
+def _drawing_keys(drawing: Drawing) -> Iterable[str]:
+    return clip_art_keys(drawing) if drawing.style == "openclipart" else emoji_keys(drawing)
+
+
+PICTURE_SETS = {
+    "drawings": PictureSet(
+        _read_drawings,
+        _drawing_keys,
+        (*map(package_of, (*_STYLES, _NEW_STYLE)), OPEN_CLIP_ART),
+        validation=0.04,
+        test=0.08,
+        new_style=_NEW_STYLE,
+    ),
+    "game-icons": PictureSet(read_game_icons, icon_keys, (package_of("game-icons"),), validation=0.1, test=0.2),
+    "healthicons": PictureSet(read_health_icons, icon_keys, (package_of("healthicons"),), validation=0.1, test=0.2),
+    "tuxpaint-stamps": PictureSet(read_stamps, clip_art_keys, (STAMPS,), validation=0.1, test=0.2),
+}
+
+
+def _drawable(drawings: list[Drawing]) -> list[Drawing]:
+    """The drawings that are pictures, once: without what cannot be drawn, and without what looks like another one."""
+    small: dict[str, PIL.Image.Image] = {}
+    for drawing in tqdm(drawings, desc="read drawings", leave=False, delay=5):
+        try:
+            small[drawing.file_name] = square_picture(drawing, 24)
+        except (ValueError, OSError, SyntaxError):  # resvg and Pillow on broken files
+            continue
+    found = [drawing for drawing in drawings if drawing.file_name in small]
+    kept = distinct_drawings(found, lambda drawing: small[drawing.file_name])
+    logger.warning(
+        f"{len(kept)} drawings; {len(drawings) - len(found)} could not be drawn, {len(found) - len(kept)} look like another one."
+    )
+    return kept
+
+
+def split_drawings(picture_set: PictureSet, drawings: list[Drawing]) -> dict[str, list[tuple[Drawing, str]]]:
+    """The drawings in splits, in a fixed random order, each with the name of its group.
+
+    A group goes to a split by a hash of its first file name, on every machine alike.
+    """
+    splits: dict[str, list[tuple[Drawing, str]]] = {"train": [], "validation": [], "test": []}
+    if picture_set.new_style is not None:
+        splits["new_style"] = []
+    drawings = shuffled(drawings)
+    groups = groups_of(map(picture_set.keys, drawings))
+    names: dict[int, str] = {}
+    for drawing, group in zip(drawings, groups, strict=True):
+        names[group] = min(names.get(group, drawing.file_name), drawing.file_name)
+    for drawing, group in zip(drawings, groups, strict=True):
+        share = share_of_hash(names[group])
+        split = "validation" if share < picture_set.validation else "train"
+        if picture_set.validation <= share < picture_set.validation + picture_set.test:
+            split = "test"
+        if drawing.style == picture_set.new_style:
+            split = "new_style"
+        splits[split].append((drawing, names[group]))
+    return splits
+
+
+def _draw(drawings: list[tuple[Drawing, str]], image_size: int, name: str) -> Dataset:
+    features = {name: Value("string") for name in ("caption", "style", "group", "file_name")}
+
+    def row(drawing: Drawing, group: str) -> dict[str, Any]:
+        file = io.BytesIO()
+        square_picture(drawing, image_size).save(file, "PNG")
+        image = {"bytes": file.getvalue(), "path": str(Path(drawing.file_name).with_suffix(".png")).replace("/", "-")}
+        return {
+            "image": image,
+            "caption": drawing.caption,
+            "style": drawing.style,
+            "group": group,
+            "file_name": drawing.file_name,
+        }
+
+    rows = [row(*each) for each in tqdm(drawings, desc=f"draw {name}", leave=False, delay=5)]
+    return Dataset.from_list(rows, Features({"image": Image(), **features}))
+
+
+def load_picture_set(name: str, image_size: int = 96) -> DatasetDict:
+    """Load one of `PICTURE_SETS`; the first time its packages are fetched and its pictures drawn, which takes minutes.
+
+    Args:
+        name (`str`): Of the data set.
+        image_size (`int`): Height and width of the pictures, in pixels.
+
+    Returns:
+        `DatasetDict` with splits `train`, `validation`, `test` and, of `drawings`, `new_style`; columns `image`, `caption`, `style`,
+        `group` (what is shown, in all its styles and colours: a group is in one split) and `file_name`.
+
+    Raises:
+        ImportError, OSError: If a package is missing and cannot be fetched.
+    """
+    picture_set = PICTURE_SETS[name]
+    versions = hashlib.sha256(repr((_RULES, picture_set.packages)).encode()).hexdigest()[:12]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "triptych" / f"{name}-{image_size}-{versions}"
+    if not folder.exists():
+        require_packages()
+        splits = split_drawings(picture_set, _drawable(picture_set.read()))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            data = DatasetDict({split: _draw(drawings, image_size, split) for split, drawings in splits.items()})
+            data.save_to_disk(staging)
+            staging.rename(folder)
+        except OSError:
+            if not folder.exists():  # another process was faster
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return DatasetDict.load_from_disk(folder)
+
+
+__all__ = ["PICTURE_SETS", "PictureSet", "load_picture_set", "split_drawings"]
