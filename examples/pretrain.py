@@ -50,8 +50,8 @@ class PairArguments(DataArguments):
     max_train_rows: int | None = argument(
         default=None, help="Train on the first rows only; packages' come in random order."
     )
-    also_evaluate: list[str] | None = argument(
-        default=None, help="More splits to evaluate at the end, e.g. new_style of 'drawings'."
+    also_evaluate: str | None = argument(
+        default=None, help="Another split to evaluate at the end: new_style of 'drawings'."
     )
     log_samples: bool = argument(
         default=False, help="Write the final numbers of every held-out pair: eval_samples.json."
@@ -73,16 +73,17 @@ def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, dic
     reading = {"image_column": args.image_column, "caption_column": args.caption_column}
     reading["on_corrupt_image"] = args.on_corrupt_image
     crops = {"crop_scale": args.crop_scale, "seed": seed}
-    for split in args.also_evaluate or ():
-        if split not in data:
-            raise ValueError(f"`also_evaluate` of {args.dataset!r} must be among {', '.join(data)}, got {split!r}.")
+    if args.also_evaluate not in (None, *data):
+        raise ValueError(
+            f"`also_evaluate` must be a split of {args.dataset!r}, {', '.join(data)}, got {args.also_evaluate!r}."
+        )
     rows = data["train"].select(range(min(len(data["train"]), args.max_train_rows or len(data["train"]))))
     train_set = ImageCaptionDataset(rows, **reading, all_captions=True, **crops)
     captions = train_set.captions()
     if is_scenes:
         held_out = EmojiPictures("test", image_size, pair_share=0.0, thing_repeats=1)
         return EmojiPictures("train", image_size, seed=seed), {"": held_out}, captions
-    splits = {"": "test"} | {f"{split}_": split for split in args.also_evaluate or ()}
+    splits = {"": "test"} | ({f"{args.also_evaluate}_": args.also_evaluate} if args.also_evaluate else {})
     return train_set, {name: ImageCaptionDataset(data[split], **reading) for name, split in splits.items()}, captions
 
 
