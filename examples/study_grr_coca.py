@@ -40,9 +40,13 @@ ENCODERS = [
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and the report go")
-    parser.add_argument("--parts", nargs="+", choices=["main", "factors", "sizes"], default=["main", "factors", "sizes"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["main", "factors", "sizes"], default=["main", "factors", "sizes"]
+    )
     parser.add_argument("--size", choices=["tiny", "base", "large"], default="tiny", help="size of the presets")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the two variants of equal size")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the two variants of equal size"
+    )
     parser.add_argument("--num_other_seeds", type=int, default=3, help="how many of them all other variants get")
     rates = {"type": float, "nargs": "+"}
     parser.add_argument("--learning_rates", **rates, default=[2.5e-4, 5e-4, 1e-3, 2e-3], help="grid to pretrain")
@@ -62,13 +66,19 @@ class GrrCocaStudy:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.grr, self.baseline = f"grr-coca-{args.size}-iso", f"baseline-coca-{args.size}-iso"
-        self.variants = [self.grr, self.baseline, *(f"{name}-{args.size}" for name in ("grr-coca", "baseline-coca", "coca"))]
+        self.variants = [
+            self.grr,
+            self.baseline,
+            *(f"{name}-{args.size}" for name in ("grr-coca", "baseline-coca", "coca")),
+        ]
         threads = max(1, (os.cpu_count() or 1) // args.num_parallel)
         train = script_trainer(Path(__file__).with_name("pretrain.py"), threads, {"checkpoint_steps": 500})
         self.study = Study(args.output_dir, train, args.num_parallel)
 
     def seeds(self, variant: str) -> list[int]:
-        return self.args.seeds if variant in (self.grr, self.baseline) else self.args.seeds[: self.args.num_other_seeds]
+        return (
+            self.args.seeds if variant in (self.grr, self.baseline) else self.args.seeds[: self.args.num_other_seeds]
+        )
 
     def pretraining(self, part: str, variant: str, seed: int, rate: float, **changes: Any) -> Run:
         arguments = {
@@ -124,7 +134,10 @@ class GrrCocaStudy:
 
     def make_tokenizer(self) -> None:
         """One tokenizer of all training captions, so that perplexities of smaller training sets compare."""
-        folder, length = self.args.output_dir / "tokenizer", GrrCocaConfig.from_preset(self.grr).max_position_embeddings
+        folder, length = (
+            self.args.output_dir / "tokenizer",
+            GrrCocaConfig.from_preset(self.grr).max_position_embeddings,
+        )
         if not folder.exists():
             train_tokenizer(load_picture_set("drawings")["train"]["caption"], 2048, length).save_pretrained(folder)
 
@@ -132,11 +145,14 @@ class GrrCocaStudy:
         """Pretraining and the three fine-tunings of all variants and seeds, by part."""
         grids = {variant: self.grid(variant) for variant in self.variants}
         self.finish((run for grid in grids.values() for run in grid.values()), "learning rates")
-        seeds = [(variant, seed) for seed in self.args.seeds for variant in self.variants if seed in self.seeds(variant)]
+        seeds = [
+            (variant, seed) for seed in self.args.seeds for variant in self.variants if seed in self.seeds(variant)
+        ]
         rates = {variant: self.best(grid) for variant, grid in grids.items()}
         parts = {
             "pretraining": self.finish(
-                (self.pretraining("pretraining", variant, seed, rates[variant]) for variant, seed in seeds), "pretraining"
+                (self.pretraining("pretraining", variant, seed, rates[variant]) for variant, seed in seeds),
+                "pretraining",
             )
         }
         for dataset in FINE_TUNING:

@@ -21,7 +21,9 @@ from triptych.modeling.losses import captioning_loss
 def retrieval_ranks(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, captions: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Rank (0 = first) of the first right answer to every pair's text and image, among all pairs; equal captions are all right.
+    """Rank (0 = first) of the first right answer to every pair's text and image.
+
+    Pairs with equal captions answer one another: every image of a caption is right, and a caption is one candidate.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Normalised image embeddings.
@@ -31,13 +33,16 @@ def retrieval_ranks(
     Returns:
         `dict` with `text_to_image_rank` and `image_to_text_rank`.
     """
-    similarity = (text_embeds @ image_embeds.T).numpy()
     rows: dict[str, list[int]] = {}
     for row, caption in enumerate(captions):
         rows.setdefault(caption, []).append(row)
-    right = [rows[caption] for caption in captions]
-    directions = (("text_to_image_rank", similarity), ("image_to_text_rank", similarity.T))
-    return {name: ranks_of_first(scores, right) for name, scores in directions}
+    similarity = (text_embeds @ image_embeds.T).numpy()
+    candidates = {caption: [number] for number, caption in enumerate(rows)}
+    distinct = similarity[[first for first, *_ in rows.values()]].T  # (images, distinct captions)
+    return {
+        "text_to_image_rank": ranks_of_first(similarity, [rows[caption] for caption in captions]),
+        "image_to_text_rank": ranks_of_first(distinct, [candidates[caption] for caption in captions]),
+    }
 
 
 def word_f1(generated: str, true: str) -> float:
@@ -110,7 +115,7 @@ def score_pairs(
 
     Returns:
         `dict` of a value per pair: `contrastive_loss` (NaN in the last partial batch), `caption_loss` (nats, summed over the
-        caption's `num_tokens`), `text_to_image_rank` and `image_to_text_rank` among all pairs.
+        caption's `num_tokens`), `text_to_image_rank` and `image_to_text_rank` as of [`retrieval_ranks`].
     """
     captioner: Any = accelerator.unwrap_model(model)
     device = accelerator.device

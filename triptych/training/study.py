@@ -126,7 +126,9 @@ class Study:
         return [json.loads(line) for line in lines]
 
 
-def script_trainer(script: Path, num_threads: int, common: dict[str, Any] | None = None) -> Callable[[Run, Path, threading.Event], None]:
+def script_trainer(
+    script: Path, num_threads: int, common: dict[str, Any] | None = None
+) -> Callable[[Run, Path, threading.Event], None]:
     """Trains a run with a script, in a process of its own, whose output goes to `log.txt` in the run's folder.
 
     Args:
