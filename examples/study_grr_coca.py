@@ -10,167 +10,183 @@ docs/studies/grr_coca.md, from finished runs in seconds, and writes them with pl
 """
 
 import argparse
-import os
 import signal
 import sys
-from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from triptych import GrrCocaConfig
+import pandas as pd
+from matplotlib.figure import Figure
+
 from triptych.data.picture_sets import load_picture_set
-from triptych.training.study import Run, Study, script_trainer
-from triptych.training.tokenizer import train_tokenizer
+from triptych.evaluation.comparisons import METRICS, Difference, average, comparison_table, mean_table
+from triptych.study_report import plot_by_size, plot_curves, plot_differences, plot_pairs, write_report, write_tables
+from triptych.training.grr_coca_study import ENCODERS, FINE_TUNING, GrrCocaStudy, StudyArguments
 
 
-FINE_TUNING = ("game-icons", "healthicons", "tuxpaint-stamps")
-# What GRR-CoCa changes in the vision tower, by the fields that say so.
-FACTORS = {
-    "geglu": ("mlp_type", "intermediate_size"),
-    "rmsnorm": ("norm_type", "norm_eps"),
-    "rope_1d": ("position_embedding_type",),
+PARTS = ["main", "factors", "sizes"]
+# Relative differences in the abstract of the paper
+PAPER = {
+    "pretraining": {"contrastive_loss": -0.2725, "perplexity": -0.0371, "coca_loss": -0.0715},
+    "fine-tuning": {"contrastive_loss": -0.1366, "perplexity": -0.0518, "coca_loss": -0.0555},
 }
-ENCODERS = [
-    (), ("geglu",), ("rmsnorm",), ("rope_1d",), ("rope_2d",),
-    ("rmsnorm", "rope_1d"), ("geglu", "rope_1d"), ("geglu", "rmsnorm"), ("rmsnorm", "rope_2d"), ("geglu", "rope_2d"),
-    ("geglu", "rmsnorm", "rope_1d"), ("geglu", "rmsnorm", "rope_2d"),
-]  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and the report go")
-    parser.add_argument(
-        "--parts", nargs="+", choices=["main", "factors", "sizes"], default=["main", "factors", "sizes"]
-    )
-    parser.add_argument("--size", choices=["tiny", "base", "large"], default="tiny", help="size of the presets")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the two variants of equal size"
-    )
-    parser.add_argument("--num_other_seeds", type=int, default=3, help="how many of them all other variants get")
-    rates = {"type": float, "nargs": "+"}
-    parser.add_argument("--learning_rates", **rates, default=[2.5e-4, 5e-4, 1e-3, 2e-3], help="grid to pretrain")
-    parser.add_argument("--finetuning_rates", **rates, default=[1e-4, 3e-4, 1e-3], help="grid to fine-tune")
-    parser.add_argument("--num_epochs", type=float, default=6, help="passes over the data of a run that pretrains")
-    parser.add_argument("--finetuning_epochs", type=float, default=8, help="likewise of one that fine-tunes")
-    parser.add_argument("--batch_size", type=int, default=64, help="pairs per step and contrastive loss")
-    parser.add_argument("--grid_pairs", type=int, default=10000, help="pairs that the grid and the factors train on")
-    parser.add_argument("--smaller", type=int, nargs="+", default=[3000, 10000], help="sizes of smaller training sets")
-    parser.add_argument("--num_parallel", type=int, default=2, help="runs at a time, which share the cores")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to do; all by default")
+    parser.add_argument("--size", choices=["tiny", "base", "large"], help="size of the presets")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the two variants of equal parameters")
+    parser.add_argument("--num_other_seeds", type=int, help="how many of them all other variants get")
+    parser.add_argument("--learning_rates", type=float, nargs="+", help="grid to pretrain")
+    parser.add_argument("--fine_tuning_rates", type=float, nargs="+", help="grid to fine-tune")
+    parser.add_argument("--num_epochs", type=float, help="passes over the data of a run that pretrains")
+    parser.add_argument("--fine_tuning_epochs", type=float, help="likewise of one that fine-tunes")
+    parser.add_argument("--batch_size", type=int, help="pairs per step, and of the contrastive loss of evaluations")
+    parser.add_argument("--grid_pairs", type=int, help="training pairs of the grid and of the factors")
+    parser.add_argument("--smaller", type=int, nargs="+", help="sizes of smaller training sets")
+    parser.add_argument("--num_parallel", type=int, help="runs at a time, which share the cores")
+    parser.set_defaults(**asdict(StudyArguments()))
     return parser.parse_args()
 
 
-class GrrCocaStudy:
-    """The runs of the study, and their order: a grid before what it chooses for."""
+def wide_table(differences: dict[str, dict[str, Difference]]) -> pd.DataFrame:
+    """A row per comparison: mean difference of every metric, with its interval."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.grr, self.baseline = f"grr-coca-{args.size}-iso", f"baseline-coca-{args.size}-iso"
-        self.variants = [
-            self.grr,
-            self.baseline,
-            *(f"{name}-{args.size}" for name in ("grr-coca", "baseline-coca", "coca")),
+    def cell(found: Difference) -> str:
+        return f"{found.mean:+.1%} ({found.interval[0]:+.1%} to {found.interval[1]:+.1%})"
+
+    rows = [
+        {"": name, **{METRICS[metric].title: cell(found) for metric, found in each.items()}}
+        for name, each in differences.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def paper_table(pretrained: dict[str, Difference], fine_tuned: dict[str, Difference]) -> pd.DataFrame:
+    """The differences beside those of the paper (arXiv 2507.18009, abstract)."""
+    columns = {
+        "pretraining": (pretrained, PAPER["pretraining"]),
+        "fine-tuning, mean of three": (fine_tuned, PAPER["fine-tuning"]),
+    }
+    return pd.DataFrame(
+        [
+            {
+                "metric": METRICS[metric].title,
+                **{f"{name}, {whose}": f"{value:+.2%}" for name, (found, paper) in columns.items()
+                   for whose, value in (("here", found[metric].mean), ("paper", paper[metric]))},
+            }
+            for metric in PAPER["pretraining"]
         ]
-        threads = max(1, (os.cpu_count() or 1) // args.num_parallel)
-        train = script_trainer(Path(__file__).with_name("pretrain.py"), threads, {"checkpoint_steps": 500})
-        self.study = Study(args.output_dir, train, args.num_parallel)
+    )  # fmt: skip
 
-    def seeds(self, variant: str) -> list[int]:
-        return (
-            self.args.seeds if variant in (self.grr, self.baseline) else self.args.seeds[: self.args.num_other_seeds]
+
+def main_sections(study: GrrCocaStudy) -> list[tuple]:
+    """Both comparisons on all data sets."""
+    data = ["drawings", "new_style", *FINE_TUNING]
+    sections = [
+        (
+            "Learning rates",
+            "CoCa loss on the validation split; the lowest was chosen.",
+            list(study.rate_tables.values()),
         )
-
-    def pretraining(self, part: str, variant: str, seed: int, rate: float, **changes: Any) -> Run:
-        arguments = {
-            "dataset": "drawings",
-            "preset": variant,
-            "tokenizer": "{study}/tokenizer",
-            "learning_rate": rate,
-            "num_epochs": self.args.num_epochs,
-            "batch_size": self.args.batch_size,
-            "eval_batch_size": self.args.batch_size,
-            "eval_epochs": 1,
-            "also_evaluate": "new_style",
-            "log_samples": True,
+    ]
+    for name in data:
+        prefix = "new_style_" if name == "new_style" else ""
+        results = {
+            variant: [study.study.results(run) for (other, _), run in study.runs[name].items() if other == variant]
+            for variant in study.variants
         }
-        return Run(part, variant, seed, {**arguments, **changes})
-
-    def fine_tuning(self, part: str, dataset: str, variant: str, seed: int, rate: float, **changes: Any) -> Run:
-        arguments = {
-            "dataset": dataset,
-            "model_name_or_path": f"{{study}}/pretraining/{variant}/seed-{seed}",
-            "learning_rate": rate,
-            "num_epochs": self.args.finetuning_epochs,
-            "batch_size": self.args.batch_size,
-            "eval_batch_size": self.args.batch_size,
-            "eval_epochs": 2,
-            "log_samples": True,
-        }
-        return Run(part, variant, seed, {**arguments, **changes})
-
-    def grid(self, variant: str) -> dict[float, Run]:
-        """By learning rate, the runs that choose one; their seed is nobody else's."""
-        seed, changes = max(self.args.seeds) + 100, {"max_train_rows": self.args.grid_pairs, "also_evaluate": None}
-        changes |= {"eval_split": "validation", "log_samples": False, "eval_epochs": 2}
-        return {
-            rate: self.pretraining(f"learning-rates/{rate:g}", variant, seed, rate, **changes)
-            for rate in self.args.learning_rates
-        }
-
-    def fine_tuning_grid(self, dataset: str, variant: str) -> dict[float, Run]:
-        changes, seed = {"eval_split": "validation", "log_samples": False}, self.args.seeds[0]
-        return {
-            rate: self.fine_tuning(f"learning-rates/{dataset}/{rate:g}", dataset, variant, seed, rate, **changes)
-            for rate in self.args.finetuning_rates
-        }
-
-    def best(self, grid: dict[float, Run]) -> float:
-        return min(grid, key=lambda rate: self.study.results(grid[rate])["coca_loss"])
-
-    def finish(self, runs: Iterable[Run], description: str) -> list[Run]:
-        runs = list(runs)
-        self.study.finish(runs, description)
-        return runs
-
-    def make_tokenizer(self) -> None:
-        """One tokenizer of all training captions, so that perplexities of smaller training sets compare."""
-        folder, length = (
-            self.args.output_dir / "tokenizer",
-            GrrCocaConfig.from_preset(self.grr).max_position_embeddings,
-        )
-        if not folder.exists():
-            train_tokenizer(load_picture_set("drawings")["train"]["caption"], 2048, length).save_pretrained(folder)
-
-    def main_part(self) -> dict[str, list[Run]]:
-        """Pretraining and the three fine-tunings of all variants and seeds, by part."""
-        grids = {variant: self.grid(variant) for variant in self.variants}
-        self.finish((run for grid in grids.values() for run in grid.values()), "learning rates")
-        seeds = [
-            (variant, seed) for seed in self.args.seeds for variant in self.variants if seed in self.seeds(variant)
+        table = mean_table(results, {metric.title: prefix + key for key, metric in METRICS.items()})
+        sections.append((f"{name}: means and standard deviations over seeds", "Held-out pairs.", [table]))
+    size = study.args.size
+    pairs = {
+        "equal parameters": (study.grr, study.baseline),
+        "equal width": (f"grr-coca-{size}", f"baseline-coca-{size}"),
+    }
+    pairs["against the original CoCa"] = (study.grr, f"coca-{size}")
+    for title, names in pairs.items():
+        found = {name: study.compare(name, *names) for name in data}
+        found["mean of the three fine-tuned"] = average([found[name] for name in FINE_TUNING])
+        figure = Figure(figsize=(12, 3.4), layout="constrained")
+        for axes, name in zip(
+            figure.subplots(1, 3), ("drawings", "new_style", "mean of the three fine-tuned"), strict=True
+        ):
+            plot_differences(axes, found[name], name)
+        text = f"{names[0]} against {names[1]}: relative differences, with 95 % intervals over seeds and pairs."
+        tables = [paper_table(found["drawings"], found["mean of the three fine-tuned"]), wide_table(found)]
+        tables += [comparison_table(found["drawings"]), comparison_table(found["mean of the three fine-tuned"])]
+        sections.append((f"GRR-CoCa, {title}", text, [*tables, figure]))
+    curves, paired = Figure(figsize=(12, 3.6), layout="constrained"), Figure(figsize=(12, 3.2), layout="constrained")
+    logs = study.logs("drawings", study.variants)
+    for axes, key in zip(
+        curves.subplots(1, 3), ("contrastive_loss", "perplexity", "text_to_image_recall@1"), strict=True
+    ):
+        plot_curves(axes, logs, f"eval_{key}")
+    for axes, key in zip(paired.subplots(1, len(METRICS)), METRICS, strict=True):
+        values = [
+            [study.study.results(study.runs["drawings"][name, seed])[key] for seed in study.args.seeds]
+            for name in pairs["equal parameters"]
         ]
-        rates = {variant: self.best(grid) for variant, grid in grids.items()}
-        parts = {
-            "pretraining": self.finish(
-                (self.pretraining("pretraining", variant, seed, rates[variant]) for variant, seed in seeds),
-                "pretraining",
-            )
-        }
-        for dataset in FINE_TUNING:
-            grids = {variant: self.fine_tuning_grid(dataset, variant) for variant in self.variants}
-            self.finish((run for grid in grids.values() for run in grid.values()), f"learning rates, {dataset}")
-            rates = {variant: self.best(grid) for variant, grid in grids.items()}
-            runs = [self.fine_tuning(dataset, dataset, variant, seed, rates[variant]) for variant, seed in seeds]
-            parts[dataset] = self.finish(runs, dataset)
-        return parts
+        plot_pairs(axes, *values, ("GRR", "Baseline"), METRICS[key].title)
+    sections.append(
+        ("Pretraining", "Bands: from the lowest seed to the highest. Lines: the runs of one seed.", [curves, paired])
+    )
+    return sections
+
+
+def factor_section(study: GrrCocaStudy) -> tuple:
+    names = {"+".join(encoder) or "original": encoder for encoder in ENCODERS}
+    whole = {"rope_1d": "geglu+rmsnorm+rope_1d", "rope_2d": "geglu+rmsnorm+rope_2d"}
+    alone = {
+        f"original + {name}": study.compare("factors", name, "original")
+        for name in names
+        if len(names[name]) in (1, 3)
+    }
+    without = {}
+    for rope, full in whole.items():
+        for name, encoder in names.items():
+            if len(encoder) == 2 and (rope in encoder or ("rope_1d" not in encoder and "rope_2d" not in encoder)):
+                (missing,) = {*full.split("+")} - {*encoder}
+                without[f"all with {rope}, without {missing}"] = study.compare("factors", name, full)
+    text = (
+        f"The Baseline's encoder with some of the changes, {study.args.grid_pairs} pairs; and all of them without one."
+    )
+    return "Which change does it?", text, [wide_table(alone), wide_table(without)]
+
+
+def size_section(study: GrrCocaStudy) -> tuple:
+    parts = {count: f"pairs-{count}" for count in study.args.smaller} | {
+        len(load_picture_set("drawings")["train"]): "drawings"
+    }
+    found = {count: study.compare(part, study.grr, study.baseline) for count, part in sorted(parts.items())}
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    for axes, key in zip(figure.subplots(1, 3), ("contrastive_loss", "perplexity", "coca_loss"), strict=True):
+        plot_by_size(axes, {count: each[key] for count, each in found.items()}, METRICS[key].title)
+    table = wide_table({f"{count:,} pairs": each for count, each in found.items()})
+    return "The gap by the number of pairs", "GRR-CoCa against Baseline CoCa, equal parameters.", [table, figure]
 
 
 def main() -> None:
-    args = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    study = GrrCocaStudy(args)
+    options = vars(parse_arguments())
+    folder, parts = options.pop("output_dir"), options.pop("parts")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # runs save checkpoints
+    study = GrrCocaStudy(folder, StudyArguments(**options), Path(__file__).with_name("pretrain.py"))
     study.make_tokenizer()
-    if "main" in args.parts:
-        study.main_part()
+    study.pretrain_all()
+    if "main" in parts:
+        study.fine_tune_all()
+    if "sizes" in parts:
+        study.shrink_data()
+    if "factors" in parts:
+        study.take_encoder_apart()
+    sections = main_sections(study) if "main" in parts else []
+    sections += [factor_section(study)] if "factors" in parts else []
+    sections += [size_section(study)] if "sizes" in parts else []
+    write_report(folder / "report.html", "Does GRR-CoCa beat its Baseline?", sections)
+    print(write_tables(folder, sections), "\n")
+    print(f"The same with plots: {folder / 'report.html'}; LaTeX: {folder / 'tables.tex'}.")
 
 
 if __name__ == "__main__":

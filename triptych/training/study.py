@@ -120,6 +120,10 @@ class Study:
         """What the run measured at its end."""
         return json.loads((self.folder_of(run) / RESULTS).read_text(encoding="utf-8"))
 
+    def samples(self, run: Run) -> dict[str, list[float]]:
+        """What it measured of every held-out pair, if it was asked to log that."""
+        return json.loads((self.folder_of(run) / "eval_samples.json").read_text(encoding="utf-8"))
+
     def log(self, run: Run) -> list[dict[str, float]]:
         """Its training log."""
         lines = (self.folder_of(run) / "training_log.jsonl").read_text(encoding="utf-8").splitlines()

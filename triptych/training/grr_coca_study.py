@@ -1,0 +1,221 @@
+"""The runs of the study of GRR-CoCa against Baseline CoCa (arXiv 2507.18009): pretraining, fine-tuning, the encoder taken apart, less data."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from triptych.data.picture_sets import load_picture_set
+from triptych.evaluation.comparisons import Difference, compare, sums_by_group
+from triptych.modeling.configuration_grr_coca import GrrCocaConfig
+from triptych.training.study import Run, Study, script_trainer
+from triptych.training.tokenizer import train_tokenizer
+
+
+FINE_TUNING = ("game-icons", "healthicons", "tuxpaint-stamps")
+# What GRR-CoCa changes in the vision tower, by the fields that say so.
+FACTORS = {
+    "geglu": ("mlp_type", "intermediate_size"),
+    "rmsnorm": ("norm_type", "norm_eps"),
+    "rope_1d": ("position_embedding_type",),
+}
+ENCODERS = [
+    (), ("geglu",), ("rmsnorm",), ("rope_1d",), ("rope_2d",),
+    ("rmsnorm", "rope_1d"), ("geglu", "rope_1d"), ("geglu", "rmsnorm"), ("rmsnorm", "rope_2d"), ("geglu", "rope_2d"),
+    ("geglu", "rmsnorm", "rope_1d"), ("geglu", "rmsnorm", "rope_2d"),
+]  # fmt: skip
+
+
+@dataclass
+class StudyArguments:
+    """How large the study is.
+
+    Args:
+        size (`"tiny"`, `"base"` or `"large"`): Of the presets.
+        seeds (`list[int]`): Of the two variants of equal parameters.
+        num_other_seeds (`int`): How many of them all other variants get.
+        learning_rates, fine_tuning_rates (`list[float]`): Grids.
+        num_epochs, fine_tuning_epochs (`float`): Passes over the data of a run.
+        batch_size (`int`): Pairs per step, and of the contrastive loss of evaluations.
+        grid_pairs (`int`): Training pairs of the grid and of the factors.
+        smaller (`list[int]`): Sizes of smaller training sets.
+        num_parallel (`int`): Runs at a time, which share the cores.
+    """
+
+    size: str = "tiny"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    num_other_seeds: int = 3
+    learning_rates: list[float] = field(default_factory=lambda: [2.5e-4, 5e-4, 1e-3, 2e-3])
+    fine_tuning_rates: list[float] = field(default_factory=lambda: [1e-4, 3e-4, 1e-3])
+    num_epochs: float = 6.0
+    fine_tuning_epochs: float = 8.0
+    batch_size: int = 64
+    grid_pairs: int = 10_000
+    smaller: list[int] = field(default_factory=lambda: [3000, 10_000])
+    num_parallel: int = 2
+
+
+class GrrCocaStudy:
+    """The runs of the study, and their order: a grid before what it chooses for.
+
+    Args:
+        folder (`Path`): Of the study.
+        args ([`StudyArguments`]): Sizes, seeds and grids.
+        script (`Path`): `examples/pretrain.py`.
+    """
+
+    def __init__(self, folder: Path, args: StudyArguments, script: Path):
+        self.folder, self.args = folder, args
+        self.grr, self.baseline = f"grr-coca-{args.size}-iso", f"baseline-coca-{args.size}-iso"
+        self.variants = [
+            self.grr,
+            self.baseline,
+            *(f"{name}-{args.size}" for name in ("grr-coca", "baseline-coca", "coca")),
+        ]
+        threads = max(1, (os.cpu_count() or 1) // args.num_parallel)
+        train = script_trainer(script, threads, {"checkpoint_steps": 500})
+        self.study = Study(folder, train, args.num_parallel)
+        self.other_seeds = args.seeds[: args.num_other_seeds]
+        self.variants_and_seeds = [
+            (variant, seed)
+            for seed in args.seeds
+            for variant in self.variants
+            if variant in (self.grr, self.baseline) or seed in self.other_seeds
+        ]
+        # Runs by part, variant and seed; the grids' losses by what was trained; the rates chosen to pretrain.
+        self.runs: dict[str, dict[tuple[str, int], Run]] = {}
+        self.rate_tables: dict[str, pd.DataFrame] = {}
+        self.rates: dict[str, float] = {}
+
+    def pretraining(self, part: str, variant: str, seed: int, rate: float, **changes: Any) -> Run:
+        arguments: dict[str, Any] = {
+            "dataset": "drawings",
+            "preset": variant,
+            "tokenizer": "{study}/tokenizer",
+            "learning_rate": rate,
+            "num_epochs": self.args.num_epochs,
+            "batch_size": self.args.batch_size,
+            "eval_batch_size": self.args.batch_size,
+            "eval_epochs": 1,
+            "also_evaluate": "new_style",
+            "log_samples": True,
+        }
+        return Run(part, variant, seed, {**arguments, **changes})
+
+    def fine_tuning(self, part: str, dataset: str, variant: str, seed: int, rate: float, **changes: Any) -> Run:
+        arguments = {
+            "dataset": dataset,
+            "model_name_or_path": f"{{study}}/pretraining/{variant}/seed-{seed}",
+            "learning_rate": rate,
+            "num_epochs": self.args.fine_tuning_epochs,
+            "batch_size": self.args.batch_size,
+            "eval_batch_size": self.args.batch_size,
+            "eval_epochs": 2,
+            "log_samples": True,
+        }
+        return Run(part, variant, seed, {**arguments, **changes})
+
+    def grid(self, variant: str) -> dict[float, Run]:
+        """By learning rate, the runs that choose one; their seed is nobody else's."""
+        seed = max(self.args.seeds) + 100
+        changes: dict[str, Any] = {
+            "max_train_rows": self.args.grid_pairs,
+            "also_evaluate": None,
+            "eval_split": "validation",
+        }
+        changes |= {"log_samples": False, "eval_epochs": 2}
+        return {
+            rate: self.pretraining(f"learning-rates/{rate:g}", variant, seed, rate, **changes)
+            for rate in self.args.learning_rates
+        }
+
+    def fine_tuning_grid(self, dataset: str, variant: str) -> dict[float, Run]:
+        changes, seed = {"eval_split": "validation", "log_samples": False}, self.args.seeds[0]
+        return {
+            rate: self.fine_tuning(f"learning-rates/{dataset}/{rate:g}", dataset, variant, seed, rate, **changes)
+            for rate in self.args.fine_tuning_rates
+        }
+
+    def make_tokenizer(self) -> None:
+        """One tokenizer of all training captions, so that perplexities of smaller training sets compare."""
+        folder = self.folder / "tokenizer"
+        length = GrrCocaConfig.from_preset(self.grr).max_position_embeddings
+        if not folder.exists():
+            train_tokenizer(load_picture_set("drawings")["train"]["caption"], 2048, length).save_pretrained(folder)
+
+    def chosen_rates(self, grids: dict[str, dict[float, Run]], description: str) -> dict[str, float]:
+        """By variant, the learning rate with the lowest CoCa loss on the validation split."""
+        self.study.finish((run for grid in grids.values() for run in grid.values()), description)
+        chosen, rows = {}, []
+        for name, grid in grids.items():
+            losses = {rate: self.study.results(run)["coca_loss"] for rate, run in grid.items()}
+            chosen[name] = min(losses, key=losses.__getitem__)
+            row = {f"{rate:g}": f"{loss:.3f}" for rate, loss in losses.items()}
+            rows.append({"variant": name, **row, "chosen": f"{chosen[name]:g}"})
+        self.rate_tables[description] = pd.DataFrame(rows)
+        return chosen
+
+    def pretrain_all(self) -> None:
+        self.rates = self.chosen_rates({variant: self.grid(variant) for variant in self.variants}, "learning rates")
+        runs = [self.pretraining("pretraining", *each, self.rates[each[0]]) for each in self.variants_and_seeds]
+        self.study.finish(runs, "pretraining")
+        self.runs["drawings"] = self.runs["new_style"] = {(run.variant, run.seed): run for run in runs}
+
+    def fine_tune_all(self) -> None:
+        for dataset in FINE_TUNING:
+            grids = {variant: self.fine_tuning_grid(dataset, variant) for variant in self.variants}
+            rates = self.chosen_rates(grids, f"learning rates, {dataset}")
+            runs = [self.fine_tuning(dataset, dataset, *each, rates[each[0]]) for each in self.variants_and_seeds]
+            self.study.finish(runs, dataset)
+            self.runs[dataset] = {(run.variant, run.seed): run for run in runs}
+
+    def take_encoder_apart(self) -> None:
+        """The Baseline's vision tower with some of the changes, on fewer pairs."""
+        grr, changes = GrrCocaConfig.from_preset(self.grr).vision_config, {"max_train_rows": self.args.grid_pairs}
+        for encoder in ENCODERS:
+            fields = {field: getattr(grr, field) for name in encoder for field in FACTORS.get(name, ())}
+            fields |= {"position_embedding_type": "rope_2d"} if "rope_2d" in encoder else {}
+            name, rate = "+".join(encoder) or "original", self.rates[self.grr if encoder else self.baseline]
+            for seed in self.other_seeds:
+                run = self.pretraining(
+                    "factors", self.baseline, seed, rate, **changes, config_overrides={"vision_config": fields}
+                )
+                self.runs.setdefault("factors", {})[name, seed] = replace(run, variant=name)
+        self.study.finish(self.runs["factors"].values(), "factors")
+
+    def shrink_data(self) -> None:
+        for count in self.args.smaller:
+            runs = [
+                self.pretraining(f"pairs-{count}", variant, seed, self.rates[variant], max_train_rows=count)
+                for variant in (self.grr, self.baseline)
+                for seed in self.other_seeds
+            ]
+            self.study.finish(runs, f"{count} pairs")
+            self.runs[f"pairs-{count}"] = {(run.variant, run.seed): run for run in runs}
+
+    def sums(self, dataset: str, variant: str, seeds: list[int]) -> list[pd.DataFrame]:
+        """What statistics need of a variant's runs."""
+        source, split, prefix = dataset, "test", ""
+        if dataset not in FINE_TUNING:
+            source, (split, prefix) = (
+                "drawings",
+                ("new_style", "new_style_") if dataset == "new_style" else ("test", ""),
+            )
+        groups = list(load_picture_set(source)[split]["group"])
+        runs = [self.runs[dataset][variant, seed] for seed in seeds]
+        return [sums_by_group(self.study.samples(run), groups, prefix) for run in runs]
+
+    def compare(self, dataset: str, first: str, second: str) -> dict[str, Difference]:
+        seeds = [
+            seed for variant, seed in self.runs[dataset] if variant == first and (second, seed) in self.runs[dataset]
+        ]
+        return compare(self.sums(dataset, first, seeds), self.sums(dataset, second, seeds))
+
+    def logs(self, dataset: str, variants: list[str]) -> dict[str, list[list[dict[str, float]]]]:
+        runs = self.runs[dataset].items()
+        return {name: [self.study.log(run) for (variant, _), run in runs if variant == name] for name in variants}
+
+
+__all__ = ["ENCODERS", "FINE_TUNING", "GrrCocaStudy", "StudyArguments"]
