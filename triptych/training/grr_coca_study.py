@@ -153,7 +153,7 @@ class GrrCocaStudy:
             losses = {rate: self.study.results(run)["coca_loss"] for rate, run in grid.items()}
             chosen[name] = min(losses, key=losses.__getitem__)
             row = {f"{rate:g}": f"{loss:.3f}" for rate, loss in losses.items()}
-            rows.append({"variant": name, **row, "chosen": f"{chosen[name]:g}"})
+            rows.append({description: name, **row, "chosen": f"{chosen[name]:g}"})
         self.rate_tables[description] = pd.DataFrame(rows)
         return chosen
 
@@ -172,18 +172,31 @@ class GrrCocaStudy:
             self.runs[dataset] = {(run.variant, run.seed): run for run in runs}
 
     def take_encoder_apart(self) -> None:
-        """The Baseline's vision tower with some of the changes, on fewer pairs."""
-        grr, changes = GrrCocaConfig.from_preset(self.grr).vision_config, {"max_train_rows": self.args.grid_pairs}
+        """The Baseline's vision tower with some of the changes, on fewer pairs; rates among those that its ends chose."""
+        grr, pairs = GrrCocaConfig.from_preset(self.grr).vision_config, {"max_train_rows": self.args.grid_pairs}
+        ends = {self.rates[self.grr], self.rates[self.baseline]}
+        overrides = {}
         for encoder in ENCODERS:
             fields = {field: getattr(grr, field) for name in encoder for field in FACTORS.get(name, ())}
             fields |= {"position_embedding_type": "rope_2d"} if "rope_2d" in encoder else {}
-            name, rate = "+".join(encoder) or "original", self.rates[self.grr if encoder else self.baseline]
-            for seed in self.other_seeds:
-                run = self.pretraining(
-                    "factors", self.baseline, seed, rate, **changes, config_overrides={"vision_config": fields}
-                )
-                self.runs.setdefault("factors", {})[name, seed] = replace(run, variant=name)
-        self.study.finish(self.runs["factors"].values(), "factors")
+            overrides["+".join(encoder) or "original"] = {"config_overrides": {"vision_config": fields}}
+        grids = {
+            name: {
+                rate: replace(run, variant=name, arguments={**run.arguments, **changes})
+                for rate, run in grid.items()
+                if rate in ends
+            }
+            for name, changes in overrides.items()
+            for grid in [self.grid(self.baseline)]
+        }
+        rates = self.chosen_rates(grids, "learning rates, factors")
+        runs = [
+            replace(self.pretraining("factors", self.baseline, seed, rates[name], **pairs, **changes), variant=name)
+            for seed in self.other_seeds
+            for name, changes in overrides.items()
+        ]
+        self.study.finish(runs, "factors")
+        self.runs["factors"] = {(run.variant, run.seed): run for run in runs}
 
     def shrink_data(self) -> None:
         for count in self.args.smaller:
