@@ -4,17 +4,18 @@
     python examples/ablate_cross_attention.py --output_dir outputs/cross-attention --seeds 0 1 2 --dataset path/to/folder
 
 Prints the ablation of the paper (section 6: retrieval and generation pull in different directions) for this data. Every run is one of
-examples/pretrain.py with `--model mammut`, which takes all further arguments, and leaves its repository below output_dir.
+examples/pretrain.py with `--model mammut`, which takes all further arguments, and leaves its repository below output_dir; the same
+command goes on after a stop and repeats no finished run.
 """
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 from triptych import MammutConfig
+from triptych.evaluation.comparisons import markdown, mean_table
+from triptych.training.study import Run, Study, script_trainer
 
 
 PRETRAIN = Path(__file__).with_name("pretrain.py")
@@ -27,31 +28,18 @@ COLUMNS = {
 }
 
 
-def train(output_dir: Path, preset: str, every: int, seed: int, arguments: list[str]) -> dict[str, float]:
-    """Results of one run of examples/pretrain.py."""
-    overrides = json.dumps({"text_config": {"cross_attn_every": every}})
-    command = [sys.executable, str(PRETRAIN), "--model", "mammut", "--preset", preset, "--output_dir", str(output_dir)]
-    command += ["--config_overrides", overrides, "--seed", str(seed), *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # progress goes to stderr
-    return json.loads((output_dir / "eval_results.json").read_text())
-
-
-def ablation_table(runs: dict[int, list[dict[str, float]]]) -> str:
-    """Markdown table: mean over seeds, and the sample standard deviation where there are several.
-
-    Args:
-        runs (`dict`): Results of every seed, by the number of cross-attention layers.
-    """
-
-    def cell(values: list[float]) -> str:
-        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.3f}{spread}"
-
-    lines = [f"| cross-attention layers | {' | '.join(COLUMNS)} |", "| --- |" + " --- |" * len(COLUMNS)]
-    for num_layers, results in runs.items():
-        cells = [cell([result[key] for result in results]) for key in COLUMNS.values()]
-        lines.append(f"| {num_layers} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def by_name(words: list[str]) -> dict[str, str | bool]:
+    """Arguments of another script by name; those without a value are flags."""
+    arguments: dict[str, str | bool] = {}
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            arguments[name] = value or True
+        elif not arguments:
+            raise SystemExit(f"{word!r} is no argument; see --help.")
+        else:
+            arguments[name] = word
+    return arguments
 
 
 def main() -> None:
@@ -68,18 +56,32 @@ def main() -> None:
                 f"--cross_layers: {count} cross-attention layers cannot be spread evenly over the {num_layers} decoder "
                 f"layers of {args.preset}."
             )
-    if any(argument.split("=")[0] in ("--model", "--config_overrides") for argument in pretrain_arguments):
-        parser.error("--model and --config_overrides are what this script sets.")
+    arguments = by_name(pretrain_arguments)
+    if {"model", "config_overrides", "seed"} & arguments.keys():
+        parser.error("--model, --config_overrides and --seed are what this script sets.")
 
-    runs: dict[int, list[dict[str, float]]] = {}
-    for count in args.cross_layers:
-        for seed in args.seeds:
-            folder = args.output_dir / f"{count}-layers-seed-{seed}"
-            print(f"{count} cross-attention layer(s), seed {seed}: {folder}", flush=True)
-            result = train(folder, args.preset, num_layers // count, seed, pretrain_arguments)
-            runs.setdefault(count, []).append(result)
-    table = ablation_table(runs)
-    (args.output_dir / "ablation.json").write_text(json.dumps(runs, indent=2) + "\n")
+    runs = {
+        count: [
+            Run(
+                f"{count}-layers",
+                args.preset,
+                seed,
+                {
+                    "model": "mammut",
+                    "preset": args.preset,
+                    "config_overrides": {"text_config": {"cross_attn_every": num_layers // count}},
+                    **arguments,
+                },
+            )
+            for seed in args.seeds
+        ]
+        for count in args.cross_layers
+    }
+    study = Study(args.output_dir, script_trainer(PRETRAIN, os.cpu_count() or 1))
+    study.finish((run for seeds in runs.values() for run in seeds), "cross-attention")
+    results = {count: [study.results(run) for run in seeds] for count, seeds in runs.items()}
+    table = markdown(mean_table(results, COLUMNS, "cross-attention layers"))
+    (args.output_dir / "ablation.json").write_text(json.dumps(results, indent=2) + "\n")
     (args.output_dir / "ablation.md").write_text(table + "\n")
     print(f"\n{table}\n\nMean over {len(args.seeds)} seed(s). The numbers are in {args.output_dir / 'ablation.json'}.")
 

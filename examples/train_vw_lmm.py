@@ -15,6 +15,7 @@ finished stage is a checkpoint; the same command with `--resume` goes on behind 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Literal
 
 from transformers import HfArgumentParser
@@ -24,10 +25,11 @@ from triptych.data.conversations import load_conversations
 from triptych.data.openmoji_questions import HeldOutQuestions, load_openmoji_conversations
 from triptych.data.splits import refuse_changed
 from triptych.evaluation.answers import answer_questions, answer_table, evaluate_answers
-from triptych.hub import staged
+from triptych.hub import staged, to_json
 from triptych.training.cards import card_fields
 from triptych.training.engine import Engine, RunArguments, check_publishable, write_repository
 from triptych.training.stages import COMPARISON, StageArguments, build_vw_lmm, load_stage, run_stage, stages_facts
+from triptych.training.study import RESULTS, Run, Study
 
 
 @dataclass
@@ -117,9 +119,17 @@ def main() -> None:
     released = "visual words" if names[-1] == "joint" else f"behind the stage {names[-1]}"
     measure(f"{released}, asked without images", folder, with_images=False)
     measure(released, folder)
-    for name, changes in COMPARISON.items() if args.compare else ():
-        compared = train("joint", previous, output / "comparison" / name.replace(",", "").replace(" ", "-"), **changes)
-        measure(name, compared)
+    if args.compare:
+
+        def compare(run: Run, folder: Path, _: Event) -> None:
+            measure(run.variant, train("joint", previous, folder, **run.arguments))
+            if accelerator.is_main_process:
+                (folder / RESULTS).write_text(to_json(results[run.variant]) + "\n", encoding="utf-8")
+            accelerator.wait_for_everyone()
+
+        study, seed = Study(output, compare), run_args.seed
+        study.finish(runs := [Run("comparison", name, seed, changes) for name, changes in COMPARISON.items()])
+        results |= {run.variant: study.results(run) for run in runs}
     if accelerator.is_main_process:
         model, processor = load_stage(folder)
         card |= {

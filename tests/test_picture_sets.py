@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from triptych.data.statements import STATEMENTS
 from triptych.data.unicode_names import caption_named
 
 
+ROOT = Path(__file__).parents[1]
 # Concepts that every emoji set draws, as CLDR's names and as code points
 CONCEPTS = {
     "red-heart": "2764", "blue-heart": "1f499", "grinning-face": "1f600", "cat-face": "1f431", "dog-face": "1f436",
@@ -224,6 +227,49 @@ def test_a_package_is_fetched_by_its_client(tmp_path, monkeypatch):
     assert (package.fetch() / "package" / "icons.json").read_text() == "{}"
     monkeypatch.setattr(subprocess, "run", None)  # not again
     assert package.fetch() == package.folder
+
+
+def test_the_script_trains_on_a_set_and_logs_every_pair(packages, tmp_path):
+    overrides = {
+        "vision_config": {"image_size": 32, "num_hidden_layers": 1},
+        "text_config": {"num_unimodal_layers": 1, "num_multimodal_layers": 1},
+    }
+    options = {
+        "dataset": "healthicons",
+        "max_train_rows": 16,
+        "also_evaluate": "validation",
+        "max_steps": 1,
+        "num_workers": 0,
+    }
+    options |= {
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        "output_dir": tmp_path / "out",
+        "config_overrides": json.dumps(overrides),
+    }
+    command = [sys.executable, str(ROOT / "examples" / "pretrain.py"), "--log_samples"]
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    environment = {
+        **os.environ,
+        "HF_HOME": datasets.config.HF_CACHE_HOME,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("HF_DATASETS_CACHE", None)
+    outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    results = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    samples = json.loads((tmp_path / "out" / "eval_samples.json").read_text())
+    assert results["num_eval_images"] == len(samples["num_tokens"]) != len(samples["validation_num_tokens"])
+    assert results["validation_perplexity"] == pytest.approx(
+        np.exp(np.sum(samples["validation_caption_loss"]) / np.sum(samples["validation_num_tokens"])), rel=1e-3
+    )
+    assert "8 (0.5 epochs, 1 steps, batch 8)" in (tmp_path / "out" / "README.md").read_text()
+    command[command.index("validation")] = "elsewhere"
+    outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert (
+        "`also_evaluate` must be a split of 'healthicons', train, validation, test, got 'elsewhere'" in outcome.stderr
+    )
 
 
 def test_every_set_has_a_statement_with_its_splits():

@@ -325,7 +325,7 @@ def test_the_script_trains_all_stages_goes_on_and_compares(tmp_path, monkeypatch
     assert "holds stages of an earlier run: pass `resume` to go on" in once_more.stderr
     again = run(*arguments, "--resume")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("is finished") == 6
+    assert again.stdout.count("is finished") == 4  # what it is compared with was measured already
     run_card_snippet(tmp_path / "run", tmp_path, monkeypatch)
     Image.new("RGB", (40, 30), "red").save("picture.png")
     outcome = CliRunner().invoke(app, ["visual-words", "picture.png", "--model", str(tmp_path / "run")])

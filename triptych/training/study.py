@@ -42,7 +42,8 @@ class Run:
     @property
     def name(self) -> str:
         """Its folder within the study's."""
-        return f"{self.part}/{self.variant}/seed-{self.seed}"
+        variant = self.variant.replace(",", "").replace(" ", "-")
+        return f"{self.part}/{variant}/seed-{self.seed}"
 
 
 class Study:
@@ -52,7 +53,7 @@ class Study:
         folder (`Path`): Of the study; every run has its own below it.
         train (`Callable`): Trains a run into a folder, which then holds `eval_results.json`, or goes on with an interrupted one: from
             a run, its folder, and an event that tells it to stop. [`script_trainer`] makes one of a script.
-        num_parallel (`int`): Runs at a time.
+        num_parallel (`int`): Runs at a time. One at a time is trained in the thread that asks for it.
     """
 
     def __init__(self, folder: Path, train: Callable[[Run, Path, threading.Event], None], num_parallel: int = 1):
@@ -112,7 +113,7 @@ class Study:
             ThreadPoolExecutor(self.num_parallel) as pool,
         ):
             try:
-                list(pool.map(train, open_runs))
+                list(map(train, open_runs) if self.num_parallel == 1 else pool.map(train, open_runs))
             finally:
                 stopping.set()  # the pool waits for its threads, also when the study itself was told to stop
 
@@ -152,8 +153,11 @@ def script_trainer(
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(num_threads)}
             )
-            while process.poll() is None:
-                if stopping.wait(0.5):
+            try:
+                while process.poll() is None and not stopping.wait(0.5):
+                    pass
+            finally:
+                if process.poll() is None:
                     process.terminate()  # the engine saves a checkpoint
                     process.wait()
         if code := process.returncode:
