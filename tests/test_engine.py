@@ -239,7 +239,7 @@ def test_no_argument_is_accepted_and_ignored(script):
     [
         ("pretrain", "--dataset openmoji-scenes --crop_scale 0.5", "`crop_scale=0.5` is for pictures that are read"),
         ("pretrain", "--dataset openmoji-scenes --also_evaluate test", "`also_evaluate='test'` is for pictures that are read"),
-        ("pretrain", "--max_train_rows 0", "`max_train_rows` must be positive, got 0"),
+        ("pretrain", "--max_train_rows 0", "`max_train_rows` must be at least 1, got 0"),
         ("pretrain", "--model_name_or_path base --vocab_size 300", "`vocab_size=300` belongs to a model from scratch"),
         ("pretrain", "--tokenizer gpt2 --vocab_size 300", "`vocab_size=300` is of a tokenizer trained here"),
         ("pretrain", "--group_column page", "`group_column='page'` is for data of your own"),
