@@ -18,7 +18,6 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from triptych.data.picture_sets import load_picture_set
 from triptych.evaluation.comparisons import METRICS, Difference, average, comparison_table, mean_table
 from triptych.study_report import plot_by_size, plot_curves, plot_differences, plot_pairs, write_report, write_tables
 from triptych.training.grr_coca_study import ENCODERS, FINE_TUNING, GrrCocaStudy, StudyArguments
@@ -47,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--grid_pairs", type=int, help="training pairs of the grid and of the factors")
     parser.add_argument("--smaller", type=int, nargs="+", help="sizes of smaller training sets")
     parser.add_argument("--num_parallel", type=int, help="runs at a time, which share the cores")
+    parser.add_argument("--archive", type=Path, help="pack the logs and numbers of all runs into this file, .tar.xz")
     parser.set_defaults(**asdict(StudyArguments()))
     return parser.parse_args()
 
@@ -157,9 +157,7 @@ def factor_section(study: GrrCocaStudy) -> tuple:
 
 
 def size_section(study: GrrCocaStudy) -> tuple:
-    parts = {count: f"pairs-{count}" for count in study.args.smaller} | {
-        len(load_picture_set("drawings")["train"]): "drawings"
-    }
+    parts = {count: f"pairs-{count}" for count in study.args.smaller} | {study.num_pairs(): "drawings"}
     found = {count: study.compare(part, study.grr, study.baseline) for count, part in sorted(parts.items())}
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     for axes, key in zip(figure.subplots(1, 3), ("contrastive_loss", "perplexity", "coca_loss"), strict=True):
@@ -170,7 +168,7 @@ def size_section(study: GrrCocaStudy) -> tuple:
 
 def main() -> None:
     options = vars(parse_arguments())
-    folder, parts = options.pop("output_dir"), options.pop("parts")
+    folder, parts, archive = (options.pop(name) for name in ("output_dir", "parts", "archive"))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # runs save checkpoints
     study = GrrCocaStudy(folder, StudyArguments(**options), Path(__file__).with_name("pretrain.py"))
     study.make_tokenizer()
@@ -186,6 +184,8 @@ def main() -> None:
     sections += [size_section(study)] if "sizes" in parts else []
     write_report(folder / "report.html", "Does GRR-CoCa beat its Baseline?", sections)
     print(write_tables(folder, sections), "\n")
+    if archive is not None:
+        study.study.pack(archive)
     print(f"The same with plots: {folder / 'report.html'}; LaTeX: {folder / 'tables.tex'}.")
 
 

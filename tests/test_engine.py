@@ -238,7 +238,11 @@ def test_no_argument_is_accepted_and_ignored(script):
     ("script", "flags", "message"),
     [
         ("pretrain", "--dataset openmoji-scenes --crop_scale 0.5", "`crop_scale=0.5` is for pictures that are read"),
-        ("pretrain", "--dataset openmoji-scenes --also_evaluate test", "`also_evaluate='test'` is for pictures that are read"),
+        (
+            "pretrain",
+            "--dataset openmoji-scenes --also_evaluate test",
+            "`also_evaluate='test'` is for pictures that are read",
+        ),
         ("pretrain", "--max_train_rows 0", "`max_train_rows` must be at least 1, got 0"),
         ("pretrain", "--model_name_or_path base --vocab_size 300", "`vocab_size=300` belongs to a model from scratch"),
         ("pretrain", "--tokenizer gpt2 --vocab_size 300", "`vocab_size=300` is of a tokenizer trained here"),

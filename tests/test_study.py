@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from triptych.evaluation.comparisons import (
     sums_by_group,
 )
 from triptych.modeling.configuration_grr_coca import GrrCocaConfig
-from triptych.training import grr_coca_study
+from triptych.training import grr_coca_study, study
 from triptych.training.study import Run, Study, command_line, script_trainer
 
 
@@ -259,12 +260,15 @@ def grr_coca_script(monkeypatch):
             results |= {f"new_style_{name}": value for name, value in results_of(more).items()}
         if run.arguments.get("log_samples"):
             (folder / "eval_samples.json").write_text(json.dumps(samples))
-        rows = [{"step": step, **{f"eval_{name}": value for name, value in results.items()}} for step in (1, 2)]
+        rows = [
+            {"step": step, "epoch": step / 2, **{f"eval_{name}": value for name, value in results.items()}}
+            for step in (1, 2)
+        ]
         (folder / "training_log.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (folder / "eval_results.json").write_text(json.dumps(results))
 
     monkeypatch.setattr(comparisons, "NUM_RESAMPLES", 100)
-    for module in (script, grr_coca_study):
+    for module in (study, grr_coca_study):
         monkeypatch.setattr(module, "load_picture_set", lambda name: rows)
     monkeypatch.setattr(grr_coca_study, "script_trainer", lambda *_: train)
     return script, trained
@@ -306,8 +310,18 @@ def test_the_study_of_grr_coca_trains_everything_once(grr_coca_script, tmp_path,
     assert printed.count("data:image") == 0
     assert (tmp_path / "report.html").read_text().count("data:image/png") == 6
     assert (tmp_path / "tables.md").read_text().strip() in printed
+    archive, there = tmp_path / "runs.tar.xz", tmp_path / "there"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--archive", str(archive)])
     script.main()
     assert len(trained) == count
+    with tarfile.open(archive) as tar:
+        tar.extractall(there, filter="data")
+    monkeypatch.setattr(sys, "argv", [str(there) if word == str(tmp_path) else word for word in sys.argv])
+    for module in (study, grr_coca_study):
+        monkeypatch.setattr(module, "load_picture_set", None)  # neither trainings nor data sets
+    script.main()
+    assert len(trained) == count
+    assert (there / "tables.md").read_text() == (tmp_path / "tables.md").read_text()
 
 
 def test_a_changed_learning_rate_grid_is_not_mixed_with_finished_runs(grr_coca_script, tmp_path, monkeypatch):

@@ -208,6 +208,11 @@ class GrrCocaStudy:
             self.study.finish(runs, f"{count} pairs")
             self.runs[f"pairs-{count}"] = {(run.variant, run.seed): run for run in runs}
 
+    def num_pairs(self) -> int:
+        """Pairs of a pass over the whole training split, in full batches."""
+        last = self.study.log(self.runs["drawings"][self.grr, self.args.seeds[0]])[-1]
+        return round(last["step"] / last["epoch"] * self.args.batch_size)
+
     def sums(self, dataset: str, variant: str, seeds: list[int]) -> list[pd.DataFrame]:
         """What statistics need of a variant's runs."""
         source, split, prefix = dataset, "test", ""
@@ -216,7 +221,7 @@ class GrrCocaStudy:
                 "drawings",
                 ("new_style", "new_style_") if dataset == "new_style" else ("test", ""),
             )
-        groups = list(load_picture_set(source)[split]["group"])
+        groups = self.study.groups(source, split)
         runs = [self.runs[dataset][variant, seed] for seed in seeds]
         return [sums_by_group(self.study.samples(run), groups, prefix) for run in runs]
 

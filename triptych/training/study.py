@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from triptych.data.picture_sets import load_picture_set
+
 
 RESULTS = "eval_results.json"
 _RUN = "study_run.json"
+_MEASURED = (_RUN, RESULTS, "eval_samples.json", "training_log.jsonl")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,27 @@ class Study:
                 list(map(train, open_runs) if self.num_parallel == 1 else pool.map(train, open_runs))
             finally:
                 stopping.set()  # the pool waits for its threads, also when the study itself was told to stop
+
+    def pack(self, archive: Path) -> None:
+        """Pack what all finished runs left but their models: unpacked into the folder of another study, they are finished there.
+
+        Args:
+            archive (`Path`): A file that ends in `.tar.xz`.
+        """
+        files = [*sorted(self.folder.glob("groups/*.json")), *sorted(self.folder.glob("tokenizer/*"))]
+        for path in sorted(self.folder.rglob(RESULTS)):
+            files += [path.with_name(name) for name in _MEASURED if path.with_name(name).exists()]
+        with tarfile.open(archive, "w:xz") as tar:
+            for file in files:
+                tar.add(file, file.relative_to(self.folder))
+
+    def groups(self, dataset: str, split: str) -> list[str]:
+        """Groups of the pairs of a split, for statistics; kept with the study, so that they need no data set."""
+        path = self.folder / "groups" / f"{dataset}-{split}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(list(load_picture_set(dataset)[split]["group"])), encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def results(self, run: Run) -> dict[str, float]:
         """What the run measured at its end."""
