@@ -68,23 +68,20 @@ class PairArguments(DataArguments):
 def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, dict[str, Any], list[str]]:
     """Training pairs, the held-out ones by what their numbers' names begin with, and the captions to train a tokenizer on."""
     is_scenes = args.dataset == "openmoji-scenes"
-    source = args.loading() | ({"name": "openmoji"} if is_scenes else {})
+    source = args.loading("also_evaluate") | ({"name": "openmoji"} if is_scenes else {})
     data = load_pairs(**source, image_size=image_size, seed=seed)
     reading = {"image_column": args.image_column, "caption_column": args.caption_column}
     reading["on_corrupt_image"] = args.on_corrupt_image
     crops = {"crop_scale": args.crop_scale, "seed": seed}
-    if args.also_evaluate not in (None, *data):
-        raise ValueError(
-            f"`also_evaluate` must be a split of {args.dataset!r}, {', '.join(data)}, got {args.also_evaluate!r}."
-        )
     rows = data["train"].select(range(min(len(data["train"]), args.max_train_rows or len(data["train"]))))
     train_set = ImageCaptionDataset(rows, **reading, all_captions=True, **crops)
     captions = train_set.captions()
     if is_scenes:
         held_out = EmojiPictures("test", image_size, pair_share=0.0, thing_repeats=1)
         return EmojiPictures("train", image_size, seed=seed), {"": held_out}, captions
-    splits = {"": "test"} | ({f"{args.also_evaluate}_": args.also_evaluate} if args.also_evaluate else {})
-    return train_set, {name: ImageCaptionDataset(data[split], **reading) for name, split in splits.items()}, captions
+    splits = {"": "test", f"{args.also_evaluate}_": "also"}
+    held_out = {name: ImageCaptionDataset(data[split], **reading) for name, split in splits.items() if split in data}
+    return train_set, held_out, captions
 
 
 def main() -> None:

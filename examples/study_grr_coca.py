@@ -88,8 +88,8 @@ def main_sections(study: GrrCocaStudy) -> list[tuple]:
     sections = [
         (
             "Learning rates",
-            "CoCa loss on the validation split; the lowest was chosen.",
-            list(study.rate_tables.values()),
+            "Validation split, mean over two seeds: CoCa loss / contrastive loss / perplexity. The lowest CoCa loss was chosen.",
+            study.rate_tables,
         )
     ]
     for name in data:
@@ -118,6 +118,12 @@ def main_sections(study: GrrCocaStudy) -> list[tuple]:
         tables = [paper_table(found["drawings"], found["mean of the three fine-tuned"]), wide_table(found)]
         tables += [comparison_table(found["drawings"]), comparison_table(found["mean of the three fine-tuned"])]
         sections.append((f"GRR-CoCa, {title}", text, [*tables, figure]))
+    exchanged = {
+        name: study.compare(name, study.grr, study.baseline) for name in study.runs if name.startswith("both at ")
+    }
+    if exchanged:
+        text = "Both variants of equal parameters with the learning rate of the one, then of the other."
+        sections.append(("At equal learning rates", text, [wide_table(exchanged)]))
     curves, paired = Figure(figsize=(12, 3.6), layout="constrained"), Figure(figsize=(12, 3.2), layout="constrained")
     logs = study.logs("drawings", study.variants)
     for axes, key in zip(
@@ -173,6 +179,7 @@ def main() -> None:
     study = GrrCocaStudy(folder, StudyArguments(**options), Path(__file__).with_name("pretrain.py"))
     study.make_tokenizer()
     study.pretrain_all()
+    study.exchange_rates()
     if "main" in parts:
         study.fine_tune_all()
     if "sizes" in parts:

@@ -1,12 +1,13 @@
 """Clip art that Debian packages bring: Open Clip Art's drawings with titles and keywords, Tux Paint's stamps with sentences."""
 
 import gzip
+import html
 import re
 from collections import Counter
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
-from triptych.data.drawings import Drawing
+from triptych.data.drawings import Drawing, concept_of
 from triptych.data.packages import Package
 
 
@@ -23,6 +24,7 @@ _EMPTY_KEYWORD = re.compile(
 
 def _words_of(title: str) -> str:
     """A title as words in lower case: no underscores, hyphens, authors, numbers that tell variants apart, or ends of file names."""
+    title = html.unescape(title)
     title = re.sub(r"(?i)^clipart by .+? - |\.svg.*$", "", title.strip())
     title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", title)  # "VehiculesManutention"
     words = re.sub(r"[\s_\-]+", " ", title).strip().lower()
@@ -44,8 +46,8 @@ def _describe(svg: bytes) -> tuple[str, list[str]]:
 def read_open_clip_art(most_shared: int = 10) -> list[Drawing]:
     """Drawings of Open Clip Art 0.18, in the public domain. The caption is the title, and up to three keywords that it does not hold.
 
-    A title that more than `most_shared` drawings have is that of a collection: the file's name stands for it. A name with
-    numbers in it ("star 49pt16step") names nothing, and the drawing is left out.
+    A title that more than `most_shared` drawings have is that of a collection: the file's name stands for it, if it has no numbers in it
+    ("star 49pt16step") and is not that of a desktop's icon ("kcmmidi"). A caption that still more of them share names nothing either.
     """
     root = OPEN_CLIP_ART.fetch() / "usr" / "share" / "openclipart" / "svg"
     found = []
@@ -61,13 +63,15 @@ def read_open_clip_art(most_shared: int = 10) -> list[Drawing]:
     for path, svg, title, keywords in found:
         is_own = len(title) > 1 and shared[title] <= most_shared
         name = title if is_own else _words_of(path.name.split(".")[0])
-        if len(name) < 2 or len(name) > 80 or (not is_own and re.search(r"\d", name)):
+        is_empty = not is_own and (re.search(r"\d", name) or "icons" in path.parts)
+        if len(name) < 2 or len(name) > 80 or is_empty:
             continue
         more = dict.fromkeys(word for word in keywords if len(word) <= 24 and not _EMPTY_KEYWORD.search(word))
         added = [word for word in more if word and word not in name][:3]
         caption = f"{name}: {', '.join(added)}" if added else name
         drawings.append(Drawing(f"openclipart/{path.relative_to(root)}", caption, svg, "openclipart"))
-    return drawings
+    captions = Counter(drawing.caption for drawing in drawings)
+    return [drawing for drawing in drawings if captions[drawing.caption] <= most_shared]
 
 
 def read_stamps() -> list[Drawing]:
@@ -86,9 +90,8 @@ def read_stamps() -> list[Drawing]:
 
 
 def clip_art_keys(drawing: Drawing) -> Iterator[str]:
-    """What clip art shares that must stay on one side of a split: the title, without keywords, numbers, articles and marks."""
-    words = re.sub(r"^(an?|the) ", "", drawing.caption.split(":")[0].lower())
-    yield re.sub(r"[^a-z]", "", words) or drawing.file_name
+    """What clip art shares that must stay on one side of a split: the concept of its title."""
+    yield concept_of(drawing.caption.split(":")[0])
 
 
 __all__ = ["OPEN_CLIP_ART", "STAMPS", "clip_art_keys", "read_open_clip_art", "read_stamps"]

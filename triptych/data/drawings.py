@@ -11,10 +11,15 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from triptych.data.unicode_names import SKIN_TONE
 from triptych.processing.pictures import to_rgb
 
 
 _SAME_LOOK = 2.0
+# Words, without a plural's ending, that only tell variants of a concept apart
+_NO_CONCEPT = {
+    *("a", "an", "and", "in", "of", "on", "the", "with"), *("man", "men", "woman", "women", "person", "people", "boy", "girl"),
+}  # fmt: skip
 _COLOURS = "red|orange|yellow|green|blue|light blue|purple|brown|black|white|grey|pink|dark"
 # Attributes that draw; what is left out is paint.
 _GEOMETRY = re.compile(r'\b(?:d|points|x|y|x1|x2|y1|y2|cx|cy|r|rx|ry|width|height|transform)="([^"]*)"')
@@ -131,6 +136,19 @@ def without_colours(caption: str) -> str:
     return re.sub(rf"\b(?:{_COLOURS})\b ?", "", caption).strip()
 
 
+def concept_of(caption: str) -> str:
+    """What a caption is about, for splits: its words in alphabetical order, without those that only tell variants apart.
+
+    Skin tones, colours, who does it ("woman", "man", "person"), numbers, plurals and small words make no other concept. If nothing is
+    left, the caption stays.
+    """
+    text = without_colours(re.sub(SKIN_TONE, " ", caption).lower())
+    words = {
+        re.sub(r"(?<=\w\w\w)e?s?$", "", word) for word in re.findall(r"[^\W_]+", text) if not re.search(r"\d", word)
+    }
+    return " ".join(sorted(words - _NO_CONCEPT)) or caption.lower()
+
+
 def outline_of(svg: str) -> str:
     """A digest of everything in an SVG that draws: re-colourings of one another share it."""
     return hashlib.sha256("|".join(_GEOMETRY.findall(svg)).encode()).hexdigest()
@@ -171,6 +189,6 @@ def shuffled(drawings: Iterable[Drawing]) -> list[Drawing]:
 
 
 __all__ = [
-    "Drawing", "distinct_drawings", "groups_of", "look_alikes", "outline_of", "picture_of", "render", "require_packages",
+    "Drawing", "concept_of", "distinct_drawings", "groups_of", "look_alikes", "outline_of", "picture_of", "render", "require_packages",
     "share_of_hash", "shuffled", "square_picture", "units_of", "without_colours",
 ]  # fmt: skip

