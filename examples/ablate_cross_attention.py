@@ -31,19 +31,22 @@ COLUMNS = {
 def by_name(words: list[str]) -> dict[str, str | bool]:
     """Arguments of another script by name; those without a value are flags."""
     arguments: dict[str, str | bool] = {}
+    name = ""
     for word in words:
         if word.startswith("--"):
             name, _, value = word.removeprefix("--").partition("=")
             arguments[name] = value or True
-        elif not arguments:
-            raise SystemExit(f"{word!r} is no argument; see --help.")
-        else:
+        elif arguments.get(name) is True:
             arguments[name] = word
+        else:
+            raise SystemExit(f"{word!r} belongs to no argument; see --help.")
     return arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and the table go")
     parser.add_argument("--preset", default="mammut-tiny", help="MaMMUT preset to vary")
     parser.add_argument("--cross_layers", type=int, nargs="+", default=[1, 2, 4], help="numbers of layers to compare")
@@ -57,8 +60,8 @@ def main() -> None:
                 f"layers of {args.preset}."
             )
     arguments = by_name(pretrain_arguments)
-    if {"model", "config_overrides", "seed"} & arguments.keys():
-        parser.error("--model, --config_overrides and --seed are what this script sets.")
+    if taken := {"model", "config_overrides", "seed", "resume"} & arguments.keys():
+        parser.error(f"--{min(taken)} is what this script sets.")
 
     runs = {
         count: [

@@ -13,7 +13,7 @@ By default the language model is SmolLM2-135M-Instruct and the questions are abo
 finished stage is a checkpoint; the same command with `--resume` goes on behind the last one, or within a stage.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Literal
@@ -122,13 +122,13 @@ def main() -> None:
     if args.compare:
 
         def compare(run: Run, folder: Path, _: Event) -> None:
-            measure(run.variant, train("joint", previous, folder, **run.arguments))
+            measure(run.variant, train("joint", previous, folder, **COMPARISON[run.variant]))
             if accelerator.is_main_process:
                 (folder / RESULTS).write_text(to_json(results[run.variant]) + "\n", encoding="utf-8")
             accelerator.wait_for_everyone()
 
         study, seed = Study(output, compare), run_args.seed
-        study.finish(runs := [Run("comparison", name, seed, changes) for name, changes in COMPARISON.items()])
+        study.finish(runs := [Run("comparison", name, seed, asdict(stage_args)) for name in COMPARISON])
         results |= {run.variant: study.results(run) for run in runs}
     if accelerator.is_main_process:
         model, processor = load_stage(folder)

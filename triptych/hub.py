@@ -65,7 +65,7 @@ def write_model_card(folder: Path, template: str = "template.md", **fields: Any)
                 metric_value=value,
             )
             for name, value in fields.get("metrics", {}).items()
-            if not name.startswith("num_") and not name.endswith("_size")
+            if "num_" not in name and not name.endswith("_size")
         ]
         or None,
     )

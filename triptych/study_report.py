@@ -36,8 +36,8 @@ def plot_pairs(
     axes: Axes, first: Sequence[float], second: Sequence[float], names: tuple[str, str], title: str
 ) -> None:
     """A number of two variants, the runs of a seed joined by a line."""
-    for seed, values in enumerate(zip(second, first, strict=True)):
-        axes.plot([0, 1], values, "o-", color="tab:grey", alpha=0.7, label=f"seed {seed}")
+    for values in zip(second, first, strict=True):
+        axes.plot([0, 1], values, "o-", color="tab:grey", alpha=0.7)
     axes.plot([0, 1], [np.mean(second), np.mean(first)], "_-", color="black", linewidth=2, markersize=18)
     axes.set(xticks=[0, 1], xlim=(-0.4, 1.4), title=title)
     axes.set_xticklabels([names[1], names[0]], fontsize="x-small")

@@ -130,7 +130,7 @@ def score_pairs(
             outputs = captioner(**batch, skip_logits=True, output_hidden_states=True)
             states, labels = outputs.hidden_states[-1], batch["labels"]
             losses = [
-                captioning_loss(states[row : row + 1], labels[row : row + 1], captioner.lm_head).item()
+                captioning_loss(states[row : row + 1], labels[row : row + 1], captioner.lm_head)
                 for row in range(len(pairs))
             ]
         embeds = outputs.text_embeds
@@ -140,7 +140,7 @@ def score_pairs(
         num_tokens = (labels[:, 1:] != -100).sum(dim=1).tolist()
         sides = (outputs.image_embeds.float().cpu(), embeds.float().cpu())
         captions = [pair["caption"] for pair in pairs]
-        return list(zip(*sides, losses, num_tokens, captions, strict=True))
+        return list(zip(*sides, torch.stack(losses).tolist(), num_tokens, captions, strict=True))
 
     with evaluating(captioner):
         rows = map_rows(embed, dataset, accelerator, batch_size, num_workers)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from filelock import FileLock
 from tqdm.auto import tqdm
 
@@ -78,6 +79,7 @@ class Study:
         versions: dict[str, str] | None = None,
     ):
         self.folder, self.train, self.num_parallel, self.versions = folder, train, num_parallel, versions or {}
+        self.is_main = PartialState().is_main_process  # of the processes that train one run together
 
     def folder_of(self, run: Run) -> Path:
         return self.folder / run.name
@@ -143,8 +145,14 @@ class Study:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
-            FileLock(self.folder / ".lock", timeout=0) if open_runs else nullcontext(),
-            tqdm(total=len(runs), initial=len(runs) - len(open_runs), desc=description, unit="run") as progress,
+            FileLock(self.folder / ".lock", timeout=0) if open_runs and self.is_main else nullcontext(),
+            tqdm(
+                total=len(runs),
+                initial=len(runs) - len(open_runs),
+                desc=description,
+                unit="run",
+                disable=not self.is_main,
+            ) as progress,
             ThreadPoolExecutor(self.num_parallel) as pool,
         ):
             try:
@@ -167,7 +175,8 @@ class Study:
 
     def _mark(self, run: Run, is_finished: bool) -> None:
         content = {**asdict(run), "versions": self.versions, "is_finished": is_finished}
-        write_whole(self.folder_of(run) / _RUN, json.dumps(content, indent=2) + "\n")
+        if self.is_main:
+            write_whole(self.folder_of(run) / _RUN, json.dumps(content, indent=2) + "\n")
 
     def pack(self, archive: Path) -> None:
         """Pack what all finished runs left but their models: unpacked into the folder of another study, they are finished there.
