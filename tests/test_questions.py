@@ -322,7 +322,7 @@ def test_the_video_script_trains_on_clips_and_on_one_frame(tmp_path, monkeypatch
         ("vqa", ["--config_overrides", "{"], "`config_overrides` is not JSON"),
         ("vqa", ["--preset", "mammut-huge"], "Unknown preset 'mammut-huge'"),
         ("vqa", ["--config_overrides", '{"text_config": {"widht": 3}}'], "`widht` is not a field of MammutTextConfig"),
-        ("vqa", ["--eval_split", "val"], "`eval_split='val'` is for data of your own; 'easy-vqa' has one form"),
+        ("vqa", ["--eval_split", "val"], "`eval_split` of 'easy-vqa' must be one of test, got 'val'"),
         ("vqa", ["--num_epochs", "0"], "`num_epochs` must be positive, got 0"),
         ("video_qa", ["--eval_split", "val"], "`eval_split='val'` says nothing about `dataset` 'moving-emoji'"),
         ("video_qa", ["--tubes", "[["], "`tubes` is not JSON"),
