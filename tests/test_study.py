@@ -331,6 +331,7 @@ def test_the_study_of_grr_coca_trains_everything_once(grr_coca_script, tmp_path,
         "GRR-CoCa, equal parameters",
         "Which change does it?",
         "The gap by the number of pairs",
+        "At equal learning rates",
         "-27.25%",
     ):
         assert heading in printed
