@@ -89,7 +89,7 @@ def main() -> None:
 
     from triptych.data.emoji_scenes import EmojiPictures
     from triptych.data.pairs import ImageCaptionDataset, load_pairs
-    from triptych.evaluation.retrieval_recall import ranks_of_first
+    from triptych.evaluation.captioner import retrieval_ranks
     from triptych.evaluation.sharing import evaluating, map_rows
     from triptych.visual_words import data_url, write_page
 
@@ -117,8 +117,16 @@ def main() -> None:
     generated = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
     similarity = text_embeds @ image_embeds.T
     scores = {"text_to_image": similarity, "image_to_text": similarity.T}
-    own = [[pair] for pair in range(len(items))]
-    ranks = {side: ranks_of_first(each.numpy(), own) for side, each in scores.items()}
+    captions = [item["caption"] for item in items]
+    found = retrieval_ranks(image_embeds, text_embeds, captions)
+    ranks = {side: found[f"{side}_rank"] for side in scores}
+
+    distinct = sorted({caption: row for row, caption in reversed(list(enumerate(captions)))}.values())
+    candidates = (list(range(len(items))), distinct)  # every image; every caption once
+
+    def nearest(each: torch.Tensor, columns: list[int]) -> list[list[int]]:
+        best = each[:, columns].topk(min(6, len(columns))).indices
+        return torch.tensor(columns)[best].tolist()
 
     metrics = json.loads((args.repository / "eval_results.json").read_text())
     log = [json.loads(line) for line in (args.repository / "training_log.jsonl").read_text().splitlines()]
@@ -139,8 +147,11 @@ def main() -> None:
         "captioned": list(zip(shown, generated, strict=True)),
         "answered": args.questions and answer_sample(args, accelerator),
         "queries": queries,
+        "num_captions": len(distinct),
         "ranks": ranks,
-        "nearest": {side: each.topk(min(6, len(items))).indices.tolist() for side, each in scores.items()},
+        "nearest": {
+            side: nearest(each, columns) for (side, each), columns in zip(scores.items(), candidates, strict=True)
+        },
     }
     write_page(args.repository / "report.html", Path(__file__).with_suffix(".html.jinja"), values)
 

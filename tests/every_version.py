@@ -23,7 +23,7 @@ from tests.checkpoints import compare, meet_a_stranger
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "outputs" / "versions"
 DOCUMENT = ROOT / "docs" / "hub.md"
-EXTRAS = ("train", "demo", "video", "detection", "sft", "quantization", "serving", "dev")
+EXTRAS = ("train", "demo", "study", "video", "detection", "sft", "quantization", "serving", "dev")
 PACKAGES = ("transformers", "torch", "huggingface-hub", "peft", "accelerate", "datasets", "trl")
 
 

@@ -125,7 +125,7 @@ def test_emoji_are_named_by_code_points_or_by_their_letters(packages):
     assert other["fxemoji/wavinghanddarkskintone.svg"] == "waving hand: dark skin tone"
     assert other["fxemoji/blackscissors.svg"] == "scissors"  # what Unicode calls the character
     assert "fxemoji/nobodyknows.svg" not in other
-    assert caption_named("laughing-thing", {"1f600": "laughing-thing"}) == "grinning face"
+    assert caption_named("laughing-thing", {"laughing-thing": "1f600"}) == "grinning face"
 
 
 def test_pictograms_are_words_on_their_own_ground(packages):
@@ -286,6 +286,19 @@ def test_the_script_trains_on_a_set_and_logs_every_pair(packages, tmp_path):
     command[command.index("validation")] = "elsewhere"
     outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert "'healthicons' can be evaluated on validation, test, not on 'elsewhere'" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"caption_column": "text"}, "`caption_column='text'` is for data of your own; 'healthicons' has one form"),
+        ({"eval_fraction": 0.5}, "`eval_fraction=0.5` is for data of your own"),
+        ({"eval_split": "train"}, "'healthicons' can be evaluated on validation, test, not on 'train'"),
+    ],
+)
+def test_what_a_package_s_set_cannot_have_is_refused(packages, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_pairs("healthicons", image_size=16, **options)
 
 
 def test_every_set_has_a_statement_with_its_splits():

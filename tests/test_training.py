@@ -299,6 +299,21 @@ def test_evaluation_equals_one_pass_over_the_whole_split(pictures):
     assert scores["num_tokens"].tolist() == (batch["labels"][:, 1:] != -100).sum(dim=1).tolist()
 
 
+def test_pairs_of_mammut_score_as_its_forward_pass_does(pictures):
+    processor = tiny_mammut_processor()
+    model = tiny_mammut(text_config={"vocab_size": len(processor.tokenizer)}).eval()
+    dataset = ImageCaptionDataset(load_pairs(str(pictures), eval_fraction=0.25)["test"])
+    collator = PairCollator(processor)
+    scores = score_pairs(model, dataset, collator, Accelerator(cpu=True), batch_size=10)
+    batch = collator([dataset[index] for index in range(len(dataset))])
+    batch.pop("num_skipped")
+    with torch.no_grad():
+        outputs = model(**batch)
+    found = scores["caption_loss"].sum() / scores["num_tokens"].sum()
+    assert found == pytest.approx(outputs.caption_loss.item(), rel=1e-4)
+    assert scores["contrastive_loss"].mean() == pytest.approx(outputs.contrastive_loss.item(), rel=1e-4)
+
+
 def test_decay_reaches_matrices_only():
     model = tiny_model()
     decayed, free = sorted(weight_decay_groups(model, 0.1, 1e-3), key=lambda group: -group["weight_decay"])

@@ -60,9 +60,10 @@ def read_icons(
 
 @cache
 def _codes(name: str) -> dict[str, str]:
-    """Names of a set's icons, by the code points of the emoji that they are; empty where the set does not say."""
+    """Code points of the emoji that a set's icons are, the shortest ones, by name; empty where the set does not say."""
     path: Path = package_of(name).fetch() / "package" / "chars.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    names = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {icon: code for code, icon in sorted(names.items(), key=lambda item: (len(item[0]), item[0]), reverse=True)}
 
 
 def read_emoji(name: str) -> list[Drawing]:
@@ -70,9 +71,8 @@ def read_emoji(name: str) -> list[Drawing]:
 
     What an icon is, its set says by code points, or its name does, as CLDR, Unicode's characters or the sets with code points write it.
     """
-    own = {icon: code for code, icon in sorted(_codes(name).items(), reverse=True)}
-    others = {code: icon for each in ("noto", "twemoji", "fluent-emoji-flat") for code, icon in _codes(each).items()}
-    others |= {code: icon for code, icon in _codes("fluent-emoji-flat").items() if name == "fluent-emoji"}
+    own = _codes(name)
+    others = {icon: code for each in ("noto", "twemoji", "fluent-emoji-flat") for icon, code in _codes(each).items()}
 
     def caption(icon: str) -> str | None:
         found = caption_of(sequence_of(own[icon])) if icon in own else None

@@ -1,10 +1,11 @@
 """Pictures that packages of npm and Debian bring: fetched by the clients of those registries, once, and kept beside `datasets`' cache."""
 
-import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,21 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
-def current_umask() -> int:
-    """What new files are not allowed; temporary folders are for their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside the target, which takes its place when all is written; if another process was faster, its folder stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    staging.mkdir()
+    try:
+        yield staging
+        try:
+            staging.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -60,25 +71,17 @@ class Package:
         if target.exists():
             return target
         logger.warning(f"Fetching {self.name}: {' '.join(self.command)}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            content = staging / "content"
-            content.mkdir()
-            self._call(self.command, staging)
-            (archive,) = (path for path in staging.iterdir() if path.is_file())
-            if self.client == "npm":
-                with tarfile.open(archive) as tar:
-                    tar.extractall(content, filter="data")
-            else:
-                self._call(["dpkg-deb", "-x", str(archive), str(content)], staging)
-            content.chmod(0o777 & ~current_umask())
-            content.rename(target)
-        except OSError:
-            if not target.exists():  # another process was faster
-                raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with whole_folder(target) as content:
+            archives = content / ".archives"
+            archives.mkdir()
+            self._call(self.command, archives)
+            for archive in archives.iterdir():
+                if self.client == "npm":
+                    with tarfile.open(archive) as tar:
+                        tar.extractall(content, filter="data")
+                else:
+                    self._call(["dpkg-deb", "-x", str(archive), str(content)], archives)
+            shutil.rmtree(archives)
         return target
 
     def _call(self, command: list[str], folder: Path) -> None:
@@ -92,4 +95,4 @@ class Package:
             ) from error
 
 
-__all__ = ["Package", "current_umask"]
+__all__ = ["Package", "whole_folder"]

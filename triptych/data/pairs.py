@@ -43,17 +43,16 @@ def load_pairs(
         ValueError: If there is no such split to evaluate, or an argument has no meaning for a package's data set.
     """
     if name == "openmoji" or name in PICTURE_SETS:
-        columns = {
-            "image_column": image_column,
-            "caption_column": caption_column,
-            "group_column": options.get("group_column"),
-        }
-        if config_name is not None or columns != {
+        given = {"config_name": config_name, "image_column": image_column, "caption_column": caption_column, **options}
+        fixed = {
             "image_column": "image",
             "caption_column": "caption",
-            "group_column": None,
-        }:
-            raise ValueError(f"`config_name` and columns are for data of your own; {name!r} has one form.")
+            "on_bad_row": "error",
+            "seed": options.get("seed"),
+        }
+        for key, value in given.items():
+            if value != fixed.get(key):
+                raise ValueError(f"`{key}={value!r}` is for data of your own; {name!r} has one form.")
         data = load_openmoji_captions(image_size) if name == "openmoji" else load_picture_set(name, image_size)
         splits = {"train": "train", "test": eval_split} | ({"also": also_evaluate} if also_evaluate else {})
         for split in (eval_split, also_evaluate or eval_split):

@@ -7,8 +7,6 @@ and drawings with sentences).
 
 import hashlib
 import io
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -35,13 +33,13 @@ from triptych.data.drawings import (
 )
 from triptych.data.icon_sets import icon_keys, package_of, read_emoji, read_game_icons, read_health_icons
 from triptych.data.openmoji import all_drawings
-from triptych.data.packages import Package, current_umask
+from triptych.data.packages import Package, whole_folder
 
 
 logger = logging.get_logger(__name__)
 
 # Part of the cache's name: another number wherever a rule of this room changes what a data set holds.
-_RULES = 2
+_RULES = 3
 _STYLES = ("emojione", "fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "noto", "noto-v1", "twemoji")
 _NEW_STYLE = "fxemoji"
 
@@ -185,18 +183,9 @@ def load_picture_set(name: str, image_size: int = 96) -> DatasetDict:
     if not folder.exists():
         others = picture_set.apart_from() if picture_set.apart_from is not None else []
         splits = split_drawings(picture_set, _drawable(picture_set.read(), others))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            data = DatasetDict({split: _draw(drawings, image_size, split) for split, drawings in splits.items()})
+        data = DatasetDict({split: _draw(each, image_size, split) for split, each in splits.items()})
+        with whole_folder(folder) as staging:
             data.save_to_disk(staging)
-            staging.chmod(0o777 & ~current_umask())
-            staging.rename(folder)
-        except OSError:
-            if not folder.exists():  # another process was faster
-                raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     return DatasetDict.load_from_disk(folder)
 
 

@@ -49,7 +49,7 @@ def _captions_by_letters(codes: tuple[tuple[str, str], ...]) -> dict[str, str]:
     captions = {sequence: caption_of(sequence) for sequence in EMOJI_DATA}
     named = {sequence: caption for sequence, caption in captions.items() if caption is not None}
     found = {letters_of(EMOJI_DATA[sequence]["en"]): caption for sequence, caption in reversed(named.items())}
-    for code, name in codes:
+    for name, code in codes:
         caption = caption_of(sequence_of(code))
         if caption is not None:
             found.setdefault(letters_of(name), caption)
@@ -68,7 +68,7 @@ def caption_named(name: str, codes: Mapping[str, str]) -> str | None:
 
     Args:
         name (`str`): E.g. `"woman-firefighter-medium-skin-tone"` or `"blackscissors"`.
-        codes (`Mapping`): Names that packages use, by the code points that they mean.
+        codes (`Mapping`): Code points of the names that packages use.
     """
     return _captions_by_letters(tuple(codes.items())).get(letters_of(name))
 

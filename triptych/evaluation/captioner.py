@@ -3,19 +3,19 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from triptych.data.pairs import PairCollator
 from triptych.evaluation.retrieval_recall import ranks_of_first, recalls
 from triptych.evaluation.sharing import evaluating, map_rows
-from triptych.modeling.losses import captioning_loss
 
 
 def retrieval_ranks(
@@ -52,6 +52,16 @@ def word_f1(generated: str, true: str) -> float:
     return 2 * overlap / max(1, found.total() + wanted.total())
 
 
+def _of_readable(function: Callable[[list[dict[str, Any]]], list[Any]]) -> Callable[[list[dict[str, Any]]], list[Any]]:
+    """The function on the pairs of a batch that do not stand in for a corrupt one: those would count twice."""
+
+    def on_readable(pairs: list[dict[str, Any]]) -> list[Any]:
+        readable = [pair for pair in pairs if not pair["num_skipped"]]
+        return function(readable) if readable else []
+
+    return on_readable
+
+
 def generate_captions(
     model: torch.nn.Module,
     dataset: Dataset,
@@ -67,10 +77,8 @@ def generate_captions(
     """
     captioner: Any = accelerator.unwrap_model(model)
 
+    @_of_readable
     def caption(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
-        pairs = _readable(pairs)
-        if not pairs:
-            return []
         inputs = processor(images=[pair["image"] for pair in pairs], return_tensors="pt").to(accelerator.device)
         with accelerator.autocast():
             ids = captioner.generate(**inputs, num_beams=1, do_sample=False)
@@ -89,11 +97,6 @@ def score_captions(pairs: list[tuple[str, str]]) -> dict[str, np.ndarray]:
     }
 
 
-def _readable(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pairs that do not stand in for a corrupt one: those would count twice."""
-    return [pair for pair in pairs if not pair["num_skipped"]]
-
-
 def score_pairs(
     model: torch.nn.Module,
     dataset: Dataset,
@@ -105,7 +108,7 @@ def score_pairs(
     """Score every readable pair of a data set with a contrastive captioner, spread over the processes.
 
     Args:
-        model: A captioner; returns embeddings and hidden states when given labels.
+        model: A captioner; returns embeddings and logits when given labels.
         dataset: Held-out pairs.
         collator: Of the same processor as in training.
         accelerator: Of this run.
@@ -120,23 +123,21 @@ def score_pairs(
     captioner: Any = accelerator.unwrap_model(model)
     device = accelerator.device
 
+    @_of_readable
     def embed(pairs: list[dict[str, Any]]) -> list[tuple]:
-        pairs = _readable(pairs)
-        if not pairs:
-            return []
         batch = {key: value.to(device) for key, value in collator(pairs).items() if key != "num_skipped"}
         with accelerator.autocast():
-            # Not DDP around it, which may share buffers at every call.
-            outputs = captioner(**batch, skip_logits=True, output_hidden_states=True)
-            states, labels = outputs.hidden_states[-1], batch["labels"]
-            losses = [
-                captioning_loss(states[row : row + 1], labels[row : row + 1], captioner.lm_head)
-                for row in range(len(pairs))
-            ]
+            # Not DDP around it, which may share buffers at every call. Logits come out of the forward pass, where sharded weights are whole.
+            outputs = captioner(**batch, skip_logits=False)
+        labels = batch["labels"]
+        losses = [
+            cross_entropy(logits[:-1].float(), targets[1:], reduction="sum")
+            for logits, targets in zip(outputs.logits, labels, strict=True)
+        ]
         embeds = outputs.text_embeds
         if embeds is None:  # a caption-only loss leaves them out
             features = captioner.get_text_features(batch["input_ids"], attention_mask=batch["attention_mask"])
-            embeds = torch.nn.functional.normalize(features.pooler_output.float(), dim=-1)
+            embeds = normalize(features.pooler_output.float(), dim=-1)
         num_tokens = (labels[:, 1:] != -100).sum(dim=1).tolist()
         sides = (outputs.image_embeds.float().cpu(), embeds.float().cpu())
         captions = [pair["caption"] for pair in pairs]
@@ -156,7 +157,7 @@ def score_pairs(
             ).cpu()
     return {
         "contrastive_loss": contrastive.numpy(),
-        "caption_loss": np.array(caption_losses) * np.array(num_tokens),
+        "caption_loss": np.array(caption_losses),
         "num_tokens": np.array(num_tokens),
         **retrieval_ranks(images, texts, captions),
     }

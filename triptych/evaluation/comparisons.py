@@ -4,8 +4,9 @@ Every seed gives one relative difference, (first - second) / second. Reported ar
 
 - The interval is a bootstrap over both sources of chance: seeds are drawn with replacement, and so are the groups of the evaluated
   pairs (what shows the same thing is one group), the same for both variants and all seeds. Few seeds make percentile intervals
-  too narrow; so what the draw of seeds adds is expanded to what a t-distribution of as many seeds has (Hesterberg 2015, arXiv
-  1411.5279, section 4.2).
+  too narrow (Hesterberg 2015, arXiv 1411.5279); so what the draw of seeds adds is multiplied by the factor by which a t-interval of as
+  many values is wider than a normal one of their bootstrap spread. That is cautious: in 400 simulations each, 95 % intervals held the
+  truth in all of them with three seeds, in 98 % with five.
 - The p-value is that of a t-test on the seeds' differences, which knows the chance of the training only. Wilcoxon's signed-rank
   test stands beside it from six seeds on; with five it cannot fall below 0.06.
 - Several metrics of one comparison are corrected after Holm (1979).
@@ -167,8 +168,8 @@ def compare(first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame]) -> di
         (whole, drawn), (other_whole, other_drawn) = values(first, metric), values(second, metric)
         with np.errstate(divide="ignore", invalid="ignore"):  # a recall of zero, of few pairs
             relative = drawn / other_drawn - 1  # (resamples, seeds)
-        of_all = relative.mean(axis=1)
-        draws = of_all + expansion * (np.take_along_axis(relative, chosen, axis=1).mean(axis=1) - of_all)
+            of_all = relative.mean(axis=1)
+            draws = of_all + expansion * (np.take_along_axis(relative, chosen, axis=1).mean(axis=1) - of_all)
         found[name] = Difference(whole / other_whole - 1, draws)
     return found
 

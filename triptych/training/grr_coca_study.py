@@ -194,15 +194,19 @@ class GrrCocaStudy:
             self.study.finish(runs, dataset)
             self.runs[dataset] = {(run.variant, run.seed): run for run in runs}
 
-    def take_encoder_apart(self) -> None:
-        """The Baseline's vision tower with some of the changes, on fewer pairs; rates among those that its ends chose."""
-        grr, pairs = GrrCocaConfig.from_preset(self.grr).vision_config, {"max_train_rows": self.args.grid_pairs}
-        ends = {self.rates[self.grr], self.rates[self.baseline]}
-        overrides = {}
+    def encoders(self) -> dict[str, dict[str, Any]]:
+        """Arguments that make the Baseline's vision tower one with some of GRR-CoCa's changes, by the names of these."""
+        grr, overrides = GrrCocaConfig.from_preset(self.grr).vision_config, {}
         for encoder in ENCODERS:
             fields = {field: getattr(grr, field) for name in encoder for field in FACTORS.get(name, ())}
             fields |= {"position_embedding_type": "rope_2d"} if "rope_2d" in encoder else {}
             overrides["+".join(encoder) or "original"] = {"config_overrides": {"vision_config": fields}}
+        return overrides
+
+    def take_encoder_apart(self) -> None:
+        """The Baseline's vision tower with some of the changes, on fewer pairs; rates among those that its ends chose."""
+        pairs, overrides = {"max_train_rows": self.args.grid_pairs}, self.encoders()
+        ends = {self.rates[self.grr], self.rates[self.baseline]}
         grids = {
             name: [
                 replace(run, variant=name, arguments={**run.arguments, **changes})

@@ -128,9 +128,9 @@ class Study:
         def train(run: Run) -> None:
             if stopping.is_set():
                 return
-            placed = {name: self._placed(run, value) for name, value in run.arguments.items()}
-            self._mark(run, is_finished=False)
             try:
+                placed = {name: self._placed(run, value) for name, value in run.arguments.items()}
+                self._mark(run, is_finished=False)
                 self.train(replace(run, arguments=placed), self.folder_of(run), stopping)
                 self.results(run)
             except BaseException as error:
