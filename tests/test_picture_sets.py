@@ -216,6 +216,21 @@ def test_a_split_follows_the_names_alone():
     )
 
 
+def test_no_group_fills_a_held_out_split():
+    picture_set = PICTURE_SETS["healthicons"]
+    names = [f"thing {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    drawings = [
+        Drawing(f"{name}-{tone}.svg", f"{name} {tone}", body(name), "healthicons")
+        for name in names
+        for tone in range(20)
+    ]
+    splits = split_drawings(picture_set, drawings)
+    sizes = {name: set(Counter(group for _, group in split).values()) for name, split in splits.items()}
+    assert sizes == {"train": {20}, "validation": {8}, "test": {8}}
+    groups = [{group for _, group in split} for split in splits.values()]
+    assert len(set.union(*groups)) == sum(map(len, groups)) == len(names)
+
+
 def test_what_was_drawn_is_kept_and_loaded_as_pairs(packages, monkeypatch):
     first = load_picture_set("healthicons", 16)
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).rglob(".*"))

@@ -215,7 +215,7 @@ class GrrCocaStudy:
             ]
             for name, changes in overrides.items()
         }
-        rates = self.chosen_rates(grids, "factors")
+        rates = self.chosen_rates(grids, "factors") if len(ends) > 1 else dict.fromkeys(overrides, *ends)
         runs = [
             replace(self.pretraining("factors", self.baseline, seed, rates[name], **pairs, **changes), variant=name)
             for seed in self.other_seeds
