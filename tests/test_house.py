@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import triptych
+from tests.conftest import PAIRS
+
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
@@ -19,7 +23,7 @@ SCRIPTS = [
     for path in sorted((ROOT / folder).glob("*.py"))
     if "__main__" in path.read_text(encoding="utf-8")
 ]
-TRAVELLING = sorted(path for folder in ("modeling", "processing") for path in (ROOT / folder).glob("*.py"))
+TRAVELLING = sorted(path for folder in ("modeling", "processing") for path in (ROOT / folder).glob("[!_]*.py"))
 # What transformers itself needs; anything else must be optional, in a `try`.
 ALLOWED = {"torch", "transformers", "huggingface_hub", "PIL", "numpy", "yaml"} | sys.stdlib_module_names
 
@@ -43,7 +47,7 @@ def test_travelling_files_import_siblings_transformers_and_torch_only(path):
 
 
 def test_travelling_file_names_are_unique_and_flat():
-    names = [path.name for path in TRAVELLING if path.name != "__init__.py"]
+    names = [path.name for path in TRAVELLING]
     assert len(names) == len(set(names))
     for folder in ("modeling", "processing"):
         assert not [path for path in (ROOT / folder).rglob("*.py") if path.parent.name != folder]
@@ -102,7 +106,7 @@ def test_nothing_travels_that_another_file_leaves_behind():
             reached.add(name)
             nodes = ast.walk(ast.parse(sources[name]))
             todo += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
-    assert set(sources) - reached == {"__init__"}
+    assert set(sources) == reached
 
 
 def test_every_field_of_a_configuration_is_read():
@@ -155,12 +159,53 @@ def test_configuration_files_keep_their_field_checks():
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_every_script_explains_itself(path):
-    result = subprocess.run(
-        [sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "--" in result.stdout
+def test_every_script_explains_itself(path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(path.parent)
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stop.value.code == 0
+    assert "--" in capsys.readouterr().out
+
+
+# Of one process: help, and an error, without any of the models; then all of them by name alone.
+LAZY = """
+import sys
+import triptych.cli
+from typer.testing import CliRunner
+for arguments, code in ((["--help"], 0), (["caption", "--help"], 0), (["caption", "--nope"], 2), (["nonsense"], 2)):
+    assert CliRunner().invoke(triptych.cli.app, arguments).exit_code == code
+assert not {"torch", "transformers", "numpy", "PIL"} & sys.modules.keys()
+from transformers import AutoConfig, AutoModel, AutoProcessor
+assert "triptych.modeling" not in sys.modules
+configs = [AutoConfig.for_model(name) for name in sys.argv[1:3]]
+assert type(AutoProcessor.from_pretrained(sys.argv[3])) is triptych.GrrCocaProcessor
+assert type(configs[0]) is triptych.GrrCocaConfig
+assert AutoModel._model_mapping[type(configs[1])] is triptych.MammutModel
+"""
+# transformers first, and a model by its file
+LATE = """
+import sys
+from transformers import AutoModel, AutoProcessor
+import triptych
+assert type(AutoProcessor.from_pretrained(sys.argv[3])) is triptych.GrrCocaProcessor
+"""
+BY_FILE = """
+from triptych.modeling.configuration_mammut import MammutConfig
+from transformers import AutoModel
+assert AutoModel._model_mapping[MammutConfig].__name__ == "MammutModel"
+"""
+
+
+@pytest.mark.parametrize("code", [LAZY, LATE, BY_FILE], ids=["lazy", "late", "by file"])
+def test_classes_arrive_when_they_are_touched(code, tmp_path):
+    PAIRS["grr_coca"]()[1].save_pretrained(tmp_path)
+    subprocess.run([sys.executable, "-c", code, "grr_coca", "mammut", tmp_path], check=True, timeout=120)
+
+
+def test_all_that_the_package_names_is_there():
+    assert triptych.__all__ == sorted(triptych.__all__)
+    assert {getattr(triptych, name).__name__ for name in triptych.__all__} == {*triptych.__all__}
 
 
 def test_the_wheel_holds_every_room(tmp_path):
@@ -185,5 +230,5 @@ def test_the_wheel_holds_every_room(tmp_path):
     expected = {f"triptych/{path.parent.name}/{path.name}" for path in TRAVELLING}
     resources = {".py", ".yaml", ".jinja", ".typed"}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "triptych").rglob("*") if path.suffix in resources}
-    assert expected | {"triptych/model_cards/template.md"} <= held
+    assert expected | {"triptych/model_cards/template.md", "triptych/__init__.pyi"} <= held
     assert not [name for name in held if not name.startswith(("triptych/", "triptych-"))]

@@ -230,12 +230,17 @@ def test_only_checkpoints_with_a_tower_of_ours_carry_another_models_files(tmp_pa
         assert any("mammut" in file for file in files) == (name == "mammut")
 
 
-def test_importing_changes_no_table_of_names(tmp_path):
+def test_importing_adds_our_types_to_transformers_tables_and_changes_nothing(tmp_path):
     code = """
 from transformers.models.auto import modeling_auto as auto
 tables = {name: dict(value) for name, value in vars(auto).items() if name.endswith("_MAPPING_NAMES")}
-import triptych
-assert tables == {name: dict(getattr(auto, name)) for name in tables}
+import triptych, triptych.modeling
+for name, before in tables.items():
+    after = dict(getattr(auto, name))
+    added = {model_type: after.pop(model_type) for model_type in after.keys() - before.keys()}
+    assert after == before
+    assert not added or name == "CONFIG_MAPPING_NAMES"
+    assert all(getattr(triptych, config).model_type == model_type for model_type, config in added.items())
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=120)
 

@@ -1,32 +1,26 @@
-"""The `triptych` command."""
+"""The `triptych` command. What takes long to import is imported where a command needs it: help and errors should not wait for it."""
 
 import json
+import logging
+import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-import torch
 import typer
-from PIL import Image
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Column, Table
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForZeroShotObjectDetection,
-    AutoProcessor,
-)
 from typer import Argument, Option
 
-import triptych  # noqa: F401  (registers the models)
-from triptych.processing.pictures import to_rgb
+import triptych  # noqa: F401  (makes the models known)
 
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +35,14 @@ ImageArgument = Annotated[Path, Argument(help="Image file.")]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON.")]
 ModelOption = Annotated[str, Option("--model", "-m", help="Folder or Hub name of a checkpoint.")]
 OutputOption = Annotated[Path | None, Option("--output", "-o", help="PNG to write. Default: by the image's name.")]
+
+
+@app.callback()
+def _hide_warnings_of_libraries() -> None:
+    """Keep to what the user can mend: our own warnings do not come by these ways."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TORCH_LOGS", "-all")  # torch sets its loggers' levels when it is imported
+    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 def _fail(message: str) -> NoReturn:
@@ -63,7 +65,11 @@ def _print(content: Any, lines: Iterable[Any], as_json: bool) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else "\n".join(map(str, lines)))
 
 
-def _read(path: Path) -> Image.Image:
+def _read(path: Path) -> "Image":
+    from PIL import Image
+
+    from triptych.processing.pictures import to_rgb
+
     try:
         with Image.open(path) as image:
             return to_rgb(image)
@@ -73,13 +79,15 @@ def _read(path: Path) -> Image.Image:
         raise ValueError(f"Image {path} cannot be read: {error}") from error
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path) -> "Image":
     with _failing_on(ValueError):
         return _read(path)
 
 
 def _files(paths: list[Path]) -> list[Path]:
     """The files among some paths, and the images of the folders among them, hidden ones left out."""
+    from PIL import Image
+
     Image.init()
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found = []
@@ -92,7 +100,7 @@ def _files(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _readable(paths: list[Path]) -> tuple[list[Path], list[Image.Image]]:
+def _readable(paths: list[Path]) -> tuple[list[Path], list["Image"]]:
     """Files that hold an image, and the images; the others are named and left out."""
     kept, pictures = [], []
     for path in paths:
@@ -104,11 +112,16 @@ def _readable(paths: list[Path]) -> tuple[list[Path], list[Image.Image]]:
     return kept, pictures
 
 
-def _load(auto_class: Any, name: str) -> tuple:
+def _load(auto_class: str, name: str) -> tuple:
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     errors = (ImportError, OSError, RuntimeError, SafetensorError, ValueError)
     with _failing_on(*errors, before=f"Model {name!r} cannot be loaded: "):
-        return auto_class.from_pretrained(name).to(device).eval(), AutoProcessor.from_pretrained(name)
+        model = getattr(transformers, auto_class).from_pretrained(name)
+        return model.to(device).eval(), transformers.AutoProcessor.from_pretrained(name)
 
 
 @app.command()
@@ -122,13 +135,15 @@ def caption(
     as_json: JsonOption = False,
 ) -> None:
     """Write a caption for every image."""
+    from rich.progress import track
+
     from triptych.pipelines import pipeline
 
     files = _files(images)
     paths, pictures = (files, [_open(files[0])]) if len(files) == 1 else _readable(files)
     if not paths:
         _fail(f"There is no image to read in {', '.join(map(str, images))}.")
-    captioner, processor = _load(AutoModelForImageTextToText, model)
+    captioner, processor = _load("AutoModelForImageTextToText", model)
     options = {"max_new_tokens": max_new_tokens, "generate_kwargs": {"num_beams": num_beams, "do_sample": False}}
     if prompt:
         options["prompt"] = prompt
@@ -154,7 +169,7 @@ def ask(
     from triptych.pipelines import pipeline
 
     picture = _open(image)
-    answerer, processor = _load(AutoModelForImageTextToText, model)
+    answerer, processor = _load("AutoModelForImageTextToText", model)
     with _failing_on(ValueError):
         pipe = pipeline("visual-question-answering", answerer, processor=processor, device=answerer.device)
         answers = pipe(picture, question=questions, top_k=top, max_new_tokens=max_new_tokens)
@@ -173,12 +188,15 @@ def retrieve(
     as_json: JsonOption = False,
 ) -> None:
     """Find the images of a folder that fit a text best."""
+    import torch
+    from rich.progress import track
+
     if not folder.is_dir():
         _fail(f"{folder} is not a folder.")
     files = _files([folder])
     if not files:
         _fail(f"{folder} holds no image.")
-    encoder, processor = _load(AutoModel, model)
+    encoder, processor = _load("AutoModel", model)
     if not hasattr(encoder, "get_text_features"):
         _fail(f"Model {model!r} is a {encoder.config.model_type}, retrieval needs a grr_coca or mammut.")
     with _failing_on(ValueError):
@@ -221,6 +239,8 @@ def detect(
     as_json: JsonOption = False,
 ) -> None:
     """Find objects of any classes, and draw boxes with names and scores."""
+    from transformers import AutoConfig
+
     from triptych.detection import Detector, draw_detections
 
     picture = _open(image)
@@ -243,7 +263,7 @@ def detect(
         config = AutoConfig.from_pretrained(model)
     if getattr(config, "detection_config", None) is None:
         _fail(f"Model {model!r} is no detector; examples/finetune_detection.py makes one of a mammut.")
-    finder, processor = _load(AutoModelForZeroShotObjectDetection, model)
+    finder, processor = _load("AutoModelForZeroShotObjectDetection", model)
     with _failing_on(ValueError):
         found = Detector(finder, processor)([picture], names, threshold, top)[0]
     target = output or Path(f"{image.stem}-detections.png")
@@ -267,7 +287,7 @@ def visual_words(
     from triptych.visual_words import draw_html, draw_png, visual_word_map
 
     picture = _open(image)
-    reader, processor = _load(AutoModelForImageTextToText, model)
+    reader, processor = _load("AutoModelForImageTextToText", model)
     if not hasattr(reader, "get_visual_words"):
         _fail(f"Model {model!r} is a {reader.config.model_type}, visual words need a vw_lmm.")
     target = output or Path(f"{image.stem}-visual-words.png")
@@ -331,6 +351,8 @@ def convert(
     dry_run: Annotated[bool, Option("--dry-run", help="Check, and print what becomes of what.")] = False,
 ) -> None:
     """Write somebody else's checkpoint as a complete repository of ours."""
+    from safetensors import SafetensorError
+
     from triptych.convert import conversion
     from triptych.convert.verify import deviations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError, safe_open
 from transformers.modeling_utils import str_to_torch_dtype
 
@@ -28,6 +28,7 @@ class Source(Mapping[str, torch.Tensor]):
 
     Raises:
         ValueError: If there are no weights, a revision of something that is no repository, several that no index joins, or a pickle holds more than tensors.
+        OSError: If the Hub cannot be reached, or has no such repository.
     """
 
     def __init__(self, location: str, revision: str | None = None):
@@ -44,6 +45,10 @@ class Source(Mapping[str, torch.Tensor]):
                     path = _download(location, revision)
             except HFValidationError as error:
                 raise ValueError(f"{location!r} is neither a file, a folder, nor 'owner/name' on the Hub.") from error
+            except HTTPError as error:
+                raise OSError(
+                    f"{location!r} is no file or folder here, and the Hub does not give it: {error}"
+                ) from error
         self.folder = path if path.is_dir() else path.parent
         files = [path]
         if path.is_dir():
