@@ -13,6 +13,16 @@ def has_cached_image(cache) -> bool:
     return isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(0, False)
 
 
+class ImageCache(DynamicCache):
+    """Keys and values of images, each there once: its beams and samples share them, and none ever leaves its image."""
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        pass
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        pass
+
+
 def select_images(image_tokens: torch.Tensor, image_index: torch.LongTensor) -> torch.Tensor:
     """Tokens of the image that every text belongs to; of shape `(num_texts, num_tokens, hidden_size)`.
 
@@ -47,8 +57,23 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
             )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get(CACHE_NAME)
-        if cache is not None and not isinstance(cache, EncoderDecoderCache):
-            model_kwargs[CACHE_NAME] = EncoderDecoderCache(cache, DynamicCache())
+        if isinstance(cache, EncoderDecoderCache):  # somebody's, who goes on to use it
+            images = ImageCache()
+            images.layers = cache.cross_attention_cache.layers
+            cache.cross_attention_cache = images
+        elif cache is not None:
+            model_kwargs[CACHE_NAME] = EncoderDecoderCache(cache, ImageCache())
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
+    ) -> tuple[torch.LongTensor, dict]:
+        image_tokens = model_kwargs.pop("image_tokens", None)  # stay as many as there are images
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if image_tokens is not None:
+            model_kwargs |= {"image_tokens": image_tokens, "texts_per_image": expand_size}
+        return input_ids, model_kwargs
 
     def _prompt_inputs(self, attention_mask: torch.LongTensor) -> dict[str, torch.Tensor]:
         """What `forward` wants to know about prompts, beside their tokens; none by default.
@@ -169,4 +194,4 @@ class CaptionGenerationMixin(GenerationMixin):  # transformers looks for "Genera
         return outputs
 
 
-__all__ = ["CaptionGenerationMixin", "has_cached_image", "select_images"]
+__all__ = ["CaptionGenerationMixin", "ImageCache", "has_cached_image", "select_images"]

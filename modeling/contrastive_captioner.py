@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .caption_generation import CaptionGenerationMixin, has_cached_image, select_images
+from .caption_generation import CaptionGenerationMixin, ImageCache, has_cached_image, select_images
 from .inputs import check_training_has_labels, padding_mask, supervised_labels
 from .layers import PatchEmbeddings, slice_logits_to_keep
 from .losses import captioning_loss, processes_with_other_rows
@@ -341,7 +341,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
                 itself never holds more than a chunk of them.
             interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
             kwargs: Switches of transformers; and `shift_labels`, of the shape of `labels`, beside them: what the captioning loss
-                takes instead, shifted already. (As an argument, `Trainer` would look for it in every batch.)
+                takes instead, shifted already. (As an argument, `Trainer` would look for it in every batch.) And
+                `texts_per_image` (`int`): so many texts in a row belong to each image, whose keys and values they share.
 
         Raises:
             ValueError: If there is no image, images and texts differ in number, shapes and ids do not fit, or a training step
@@ -366,6 +367,7 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
         logits_to_keep: int | torch.Tensor,
         skip_logits: bool | None,
         shift_labels: torch.LongTensor | None = None,
+        texts_per_image: int = 1,
         **kwargs,
     ) -> CaptionerOutput:
         """`forward`, whose arguments come sorted: `images` is for `get_image_features`, `texts` for `_read_texts`."""
@@ -375,7 +377,7 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
         use_cache = (text_config.use_cache if use_cache is None else use_cache) and labels is None
         self._check_cache(cache)
         if cache is None and use_cache:
-            cache = EncoderDecoderCache(DynamicCache(config=text_config), DynamicCache())
+            cache = EncoderDecoderCache(DynamicCache(config=text_config), ImageCache())
         if labels is not None:
             if cache is not None:
                 raise ValueError(f"`labels` score whole captions; pass no `{CACHE_NAME}` with them.")
@@ -396,16 +398,21 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
         image_embeds = None if vision_outputs is None else unit_vectors(vision_outputs.pooler_output)
         if compares and image_embeds is None:
             raise ValueError("The contrastive loss needs `pixel_values`; `image_tokens` alone serve captioning only.")
+        if compares and (image_index is not None or texts_per_image != 1):
+            raise ValueError(
+                f"`{'texts_per_image' if image_index is None else 'image_index'}` lets texts share images, which a contrastive "
+                "loss would take for negatives: set `contrastive_loss_weight` to 0."
+            )
         if image_index is not None and image_tokens is not None:
-            if compares:
-                raise ValueError(
-                    "`image_index` lets texts share images, which a contrastive loss would take for negatives: set "
-                    "`contrastive_loss_weight` to 0."
-                )
             image_tokens = select_images(image_tokens, image_index)
         given = texts["input_ids"] if texts["inputs_embeds"] is None else texts["inputs_embeds"]
-        if image_tokens is not None and given is not None and given.shape[0] not in (0, image_tokens.shape[0]):
-            raise ValueError(f"Every text needs its image: got {len(image_tokens)} images and {len(given)} texts.")
+        if image_tokens is not None and given is not None:
+            expected = len(image_tokens) * texts_per_image
+            if given.shape[0] not in (0, expected):
+                shared = "" if texts_per_image == 1 else f", of which `texts_per_image` = {texts_per_image} share one"
+                raise ValueError(
+                    f"Every text needs its image{shared}: got {len(image_tokens)} images and {len(given)} texts."
+                )
 
         text_outputs, text_features, decoder_outputs = self._read_texts(
             texts, None if has_cached_image(cache) else image_tokens, cache, labels, compares, **kwargs

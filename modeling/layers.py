@@ -197,6 +197,7 @@ class Attention(nn.Module):
     """Multi-head self- or cross-attention through transformers' attention interface.
 
     Keys and values come from `key_value_states` if these are given (cross-attention) and from `hidden_states` otherwise.
+    Of these there may be fewer than texts, if every one is that of equally many texts in a row.
 
     The cache is called `layer_past`: the one name that every version of transformers takes away from a layer whose
     activations are checkpointed, where it would be written twice.
@@ -288,6 +289,10 @@ class Attention(nn.Module):
             query, key, value = self._cross_attention_states(hidden_states, key_value_states, layer_past)
         else:
             query, key, value = self._self_attention_states(hidden_states, rotary, layer_past)
+        num_texts, _, length, _ = query.shape
+        shares_images = is_cross_attention and num_texts != key.shape[0]
+        if shares_images:  # the texts of an image ask as one long text: (images, heads, texts * length, head_dim)
+            query = query.unflatten(0, (key.shape[0], -1)).transpose(1, 2).flatten(2, 3)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -302,6 +307,9 @@ class Attention(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
             **kwargs,
         )
+        if shares_images:
+            output = output.reshape(num_texts, length, *output.shape[2:])
+            weights = weights if weights is None else weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
         return self.out_proj(output.flatten(2)), weights  # (batch, length, heads, head_dim) -> (batch, length, width)
 
 

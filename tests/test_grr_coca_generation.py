@@ -142,7 +142,40 @@ def test_each_image_is_encoded_and_projected_once(model, monkeypatch):
     assert isinstance(cross_attention, Attention)
     model.generate(pixel_values=images(2), num_beams=3, **NO_EOS)
     assert encoded == [2]  # before beams multiply the batch
-    assert len(projected) == 1  # at the first step only
+    assert projected == [2]  # so are its keys, at the first step only
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+def test_texts_that_share_an_image_see_it_as_their_own(attention):
+    model = tiny_model()
+    model.set_attn_implementation(attention)
+    ids = random_batch(model.config, lengths=(5,) * 6)["input_ids"]
+    options = {"use_cache": False, "output_attentions": attention == "eager"}
+    with torch.no_grad():
+        shared = model(ids, images(2), texts_per_image=3, **options)
+        own = model(ids, images(2), image_index=torch.arange(2).repeat_interleave(3), **options)
+    torch.testing.assert_close(shared.logits, own.logits, atol=1e-5, rtol=0)
+    if attention == "eager":
+        for name in ("attentions", "cross_attentions"):
+            for found, expected in zip(shared[name], own[name], strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_texts_that_share_an_image_are_counted_and_not_compared():
+    model, batch = tiny_model(), random_batch(tiny_model().config, lengths=(5,) * 4)
+    with pytest.raises(ValueError, match=r"`texts_per_image` = 3 share one: got 2 images and 4 texts"):
+        model(batch["input_ids"], images(2), texts_per_image=3)
+    with pytest.raises(ValueError, match="`texts_per_image` lets texts share images"):
+        model(batch["input_ids"], images(2), texts_per_image=2, labels=batch["input_ids"])
+
+
+def test_beams_fill_a_cache_that_somebody_brings():
+    model = tiny_model()
+    expected = model.generate(pixel_values=images(), num_beams=3, **NO_EOS)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    found = model.generate(pixel_values=images(), num_beams=3, **named_cache(cache), **NO_EOS)
+    assert found.tolist() == expected.tolist()
+    assert (len(cache.self_attention_cache.layers[0].keys), len(cache.cross_attention_cache.layers[0].keys)) == (9, 3)
 
 
 def test_image_tokens_replace_the_image(model):
