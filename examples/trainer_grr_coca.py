@@ -16,8 +16,9 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from triptych.arguments import argument
 from triptych.data.pairs import load_pairs
+from triptych.hardware import best_precision
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
-from triptych.training.optimization import best_precision, weight_decay_groups
+from triptych.training.optimization import weight_decay_groups
 
 
 @dataclass

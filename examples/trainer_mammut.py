@@ -15,8 +15,9 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from triptych.arguments import argument
 from triptych.data.questions import load_questions, most_common_answer
+from triptych.hardware import best_precision
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
-from triptych.training.optimization import best_precision, weight_decay_groups
+from triptych.training.optimization import weight_decay_groups
 from triptych.training.question_answering import texts_of
 
 

@@ -15,7 +15,8 @@ from triptych import VwLmmForCausalLM, VwLmmProcessor
 from triptych.arguments import argument
 from triptych.data.conversations import ConversationCollator, load_conversations
 from triptych.data.openmoji_questions import OpenMojiQuestions
-from triptych.training.optimization import best_precision, weight_decay_groups
+from triptych.hardware import best_precision
+from triptych.training.optimization import weight_decay_groups
 
 
 @dataclass

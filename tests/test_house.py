@@ -72,7 +72,7 @@ def test_models_do_not_import_one_another():
 ROOMS = {
     "data": {"data", "processing", "arguments"},
     "evaluation": {"evaluation", "data", "processing", "modeling", "detection"},
-    "training": {"training", "evaluation", "data", "processing", "modeling", "hub", "arguments"},
+    "training": {"training", "evaluation", "data", "processing", "modeling", "hub", "arguments", "hardware"},
     "convert": {"convert", "processing", "modeling", "hub"},
 }
 

@@ -113,15 +113,15 @@ def _readable(paths: list[Path]) -> tuple[list[Path], list["Image"]]:
 
 
 def _load(auto_class: str, name: str) -> tuple:
-    import torch
     import transformers
     from safetensors import SafetensorError
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    from triptych.hardware import prepare_for_inference
+
     errors = (ImportError, OSError, RuntimeError, SafetensorError, ValueError)
     with _failing_on(*errors, before=f"Model {name!r} cannot be loaded: "):
         model = getattr(transformers, auto_class).from_pretrained(name)
-        return model.to(device).eval(), transformers.AutoProcessor.from_pretrained(name)
+        return prepare_for_inference(model), transformers.AutoProcessor.from_pretrained(name)
 
 
 @app.command()

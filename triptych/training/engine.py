@@ -23,12 +23,13 @@ from transformers import AutoProcessor, ProcessorMixin, get_scheduler
 
 from triptych.arguments import argument
 from triptych.data.orders import EpochSampler
+from triptych.hardware import best_precision
 from triptych.hub import publish, save_adapter, save_repository, to_json
 from triptych.modeling.configuration_base import check_positive
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.cards import run_facts
 from triptych.training.checkpoints import checkpoint_to_resume, keep_adapters_only, load_checkpoint, save_checkpoint
-from triptych.training.optimization import TrainingState, best_precision, weight_decay_groups
+from triptych.training.optimization import TrainingState, weight_decay_groups
 from triptych.training.training_log import TrainingLog
 
 

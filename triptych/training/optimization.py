@@ -1,9 +1,8 @@
-"""Parameter groups, precision, and the numbers that a resumed run must find again."""
+"""Parameter groups, and the numbers that a resumed run must find again."""
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import nn
 
 
@@ -50,13 +49,4 @@ class TrainingState:
         vars(self).update(state_dict)
 
 
-def best_precision() -> str:
-    """`"bf16"` where the hardware multiplies it natively, else `"no"` (fp32)."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    if torch.backends.mps.is_available():
-        return "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
-
-
-__all__ = ["TrainingState", "best_precision", "weight_decay_groups"]
+__all__ = ["TrainingState", "weight_decay_groups"]
