@@ -50,6 +50,11 @@ class PairArguments(DataArguments):
     max_train_rows: int | None = argument(
         default=None, help="Train on the first rows only; packages' come in random order."
     )
+    validation_split: str | None = argument(
+        default=None,
+        help="Split of a package's data set to evaluate while training, instead of eval_split, and at the end too; its numbers begin "
+        "with its name, as in --metric_for_best_model validation_coca_loss.",
+    )
     also_evaluate: str | None = argument(
         default=None, help="Another split to evaluate at the end: new_style of 'drawings'."
     )
@@ -60,7 +65,7 @@ class PairArguments(DataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dataset == "openmoji-scenes":
-            names = ("crop_scale", "on_corrupt_image", "max_train_rows", "also_evaluate")
+            names = ("crop_scale", "on_corrupt_image", "max_train_rows", "validation_split", "also_evaluate")
             refuse_changed(self, names, "is for pictures that are read, scenes are drawn")
         check_positive(self, "max_train_rows")
 
@@ -68,8 +73,9 @@ class PairArguments(DataArguments):
 def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, dict[str, Any], list[str]]:
     """Training pairs, the held-out ones by what their numbers' names begin with, and the captions to train a tokenizer on."""
     is_scenes = args.dataset == "openmoji-scenes"
-    source = args.loading("also_evaluate") | ({"name": "openmoji"} if is_scenes else {})
-    data = load_pairs(**source, image_size=image_size, seed=seed)
+    source = args.loading() | ({"name": "openmoji"} if is_scenes else {})
+    others = [split for split in (args.validation_split, args.also_evaluate) if split is not None]
+    data = load_pairs(**source, image_size=image_size, others=others, seed=seed)
     reading = {"image_column": args.image_column, "caption_column": args.caption_column}
     reading["on_corrupt_image"] = args.on_corrupt_image
     crops = {"crop_scale": args.crop_scale, "seed": seed}
@@ -79,8 +85,8 @@ def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Any, dic
     if is_scenes:
         held_out = EmojiPictures("test", image_size, pair_share=0.0, thing_repeats=1)
         return EmojiPictures("train", image_size, seed=seed), {"": held_out}, captions
-    splits = {"": "test", f"{args.also_evaluate}_": "also"}
-    held_out = {name: ImageCaptionDataset(data[split], **reading) for name, split in splits.items() if split in data}
+    splits = {"": "test", **{f"{split}_": split for split in others}}
+    held_out = {prefix: ImageCaptionDataset(data[split], **reading) for prefix, split in splits.items()}
     return train_set, held_out, captions
 
 
@@ -100,10 +106,12 @@ def main() -> None:
     reading = (accelerator, run_args.eval_batch_size, run_args.num_workers)
 
     samples: dict[str, list[float]] = {}
+    chooser = "" if data_args.validation_split is None else f"{data_args.validation_split}_"
 
     def evaluate(model: nn.Module, is_last: bool) -> dict[str, float]:
         if not is_last:
-            return evaluate_pairs(model, eval_sets[""], collator, *reading)
+            numbers = evaluate_pairs(model, eval_sets[chooser], collator, *reading)
+            return {chooser + name: value for name, value in numbers.items()}
         results = {}
         for prefix, eval_set in eval_sets.items():
             scores = score_pairs(model, eval_set, collator, *reading)
@@ -113,6 +121,7 @@ def main() -> None:
             samples.update({prefix + name: values.round(5).tolist() for name, values in scores.items()})
         return results
 
+    headline = ("perplexity", "contrastive_loss", "text_to_image_recall@1")
     tags = ["image-captioning", "image-text-retrieval"]
     card = card_fields([data_args, model_args], run_args, "image-to-text", tags)
     weights = (config.contrastive_loss_weight, config.caption_loss_weight)
@@ -125,7 +134,7 @@ def main() -> None:
         loss_parts=("contrastive_loss", "caption_loss"),
         evaluate=evaluate,
         find_unused_parameters=config.contrastive_loss_weight == 0,
-        headline=("perplexity", "contrastive_loss", "text_to_image_recall@1"),
+        headline=(*headline, *(chooser + name for name in headline if chooser)),
         card={**card, "loss_weights": weights},
     )
     engine.train(task)

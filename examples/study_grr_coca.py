@@ -129,7 +129,7 @@ def main_sections(study: GrrCocaStudy) -> list[tuple]:
     for axes, key in zip(
         curves.subplots(1, 3), ("contrastive_loss", "perplexity", "text_to_image_recall@1"), strict=True
     ):
-        plot_curves(axes, logs, f"eval_{key}")
+        plot_curves(axes, logs, f"eval_validation_{key}")
     for axes, key in zip(paired.subplots(1, len(METRICS)), METRICS, strict=True):
         values = [
             [study.study.results(study.runs["drawings"][name, seed])[key] for seed in study.args.seeds]

@@ -119,6 +119,47 @@ def test_the_average_of_the_weights_is_evaluated(tmp_path):
     assert not torch.equal(engine.trained.model.logit_scale, task.model.model.logit_scale)
 
 
+def chosen(folder: Path, metric: str, values: list[float], **fields) -> tuple[dict, dict]:
+    """Weights after a run of six steps whose evaluations find these values; and those of the best one, which are not the last."""
+    values, seen = iter(values), {}
+
+    def evaluate(model, is_last: bool) -> dict:
+        value = next(values)
+        seen[value] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return {metric: value}
+
+    task = task_of(evaluate=evaluate)
+    options = {"num_epochs": 2, "eval_epochs": 0.34, "learning_rate": 1e-2, **fields}
+    engine = Engine(arguments(folder, metric_for_best_model=metric, **options))
+    engine.train(task)
+    return engine.trained.state_dict(), seen
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [("a_loss", [3.0, float("nan"), 1.0, 2.0, 4.0, 1.0]), ("recall", [0.1, 0.3, 0.9, 0.2, float("nan"), 0.9])],
+)
+def test_the_weights_of_the_best_evaluation_are_kept(tmp_path, metric, values):
+    best = values[2]
+    found, seen = chosen(tmp_path / "whole", metric, [*values[:5], values[3]])
+    torch.testing.assert_close(found, seen[best], atol=0, rtol=0)
+    # Stopped behind the best one, and gone on
+    with pytest.raises((StopIteration, RuntimeError)):
+        chosen(tmp_path / "parts", metric, values[:4], checkpoint_steps=4)
+    again, _ = chosen(tmp_path / "parts", metric, [*values[4:5], values[3]], checkpoint_steps=4, resume=True)
+    torch.testing.assert_close(again, found, atol=0, rtol=0)
+
+
+def test_what_chooses_weights_must_be_measured(tmp_path):
+    with pytest.raises(
+        ValueError, match="`metric_for_best_model` needs evaluations to choose from: `eval_epochs` is 0"
+    ):
+        arguments(tmp_path, metric_for_best_model="loss", eval_epochs=0)
+    engine = Engine(arguments(tmp_path, metric_for_best_model="loss", max_steps=1))
+    with pytest.raises(ValueError, match="'loss' is no number of the evaluation, which has a, b"):
+        engine.train(task_of(evaluate=lambda model, is_last: {"a": 1.0, "b": 1.0}))
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     task = task_of()
     with torch.no_grad():

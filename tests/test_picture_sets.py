@@ -270,7 +270,8 @@ def test_the_script_trains_on_a_set_and_logs_every_pair(packages, tmp_path):
     options = {
         "dataset": "healthicons",
         "max_train_rows": 16,
-        "also_evaluate": "validation",
+        "validation_split": "validation",
+        "metric_for_best_model": "validation_coca_loss",
         "max_steps": 1,
         "num_workers": 0,
     }
@@ -297,7 +298,9 @@ def test_the_script_trains_on_a_set_and_logs_every_pair(packages, tmp_path):
     assert results["validation_perplexity"] == pytest.approx(
         np.exp(np.sum(samples["validation_caption_loss"]) / np.sum(samples["validation_num_tokens"])), rel=1e-3
     )
-    assert "8 (0.5 epochs, 1 steps, batch 8)" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "8 (0.5 epochs, 1 steps, batch 8)" in card
+    assert f"of step 1, where validation_coca_loss was best: {results['validation_coca_loss']:.4g}" in card
     command[command.index("validation")] = "elsewhere"
     outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert "'healthicons' can be evaluated on validation, test, not on 'elsewhere'" in outcome.stderr

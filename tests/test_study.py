@@ -285,7 +285,7 @@ def grr_coca_script(monkeypatch):
         )
         samples = samples_of(rng, 30, factor)
         results = results_of(samples)
-        if split := run.arguments.get("also_evaluate"):
+        for split in filter(None, map(run.arguments.get, ("validation_split", "also_evaluate"))):
             more = samples_of(rng, 30, factor)
             samples |= {f"{split}_{name}": values for name, values in more.items()}
             results |= {f"{split}_{name}": value for name, value in results_of(more).items()}
@@ -318,7 +318,10 @@ def test_the_study_of_grr_coca_trains_everything_once(grr_coca_script, tmp_path,
     rates = {run.variant: run.arguments["learning_rate"] for run in pretrained.values()}
     assert rates["baseline-coca-tiny-iso"] == 5e-4  # what its own validation runs found best
     for name, run in trained.items():
-        assert (run.arguments.get("eval_split") == "validation") == name.startswith("learning-rates/"), name
+        is_grid = name.startswith("learning-rates/")
+        assert (run.arguments.get("eval_split") == "validation") == is_grid, name
+        assert run.arguments["metric_for_best_model"] == ("coca_loss" if is_grid else "validation_coca_loss")
+        assert run.arguments["num_epochs"] * run.arguments["eval_epochs"] > 0
     assert trained["pretraining-0.001/baseline-coca-tiny-iso/seed-0"].arguments["learning_rate"] == 1e-3
     tuned = next(
         run for name, run in trained.items() if re.fullmatch("game-icons/.*/coca-tiny/seed-1", name)
@@ -372,5 +375,5 @@ def test_a_changed_learning_rate_grid_is_not_mixed_with_finished_runs(grr_coca_s
     monkeypatch.setattr(sys, "argv", arguments)
     script.main()
     monkeypatch.setattr(sys, "argv", [*arguments, "--num_epochs", "2"])
-    with pytest.raises(ValueError, match=r"num_epochs was 6\.0 and is 2\.0 now"):
+    with pytest.raises(ValueError, match=r"num_epochs was 3\.0 and is 2\.0 now"):
         script.main()

@@ -25,10 +25,10 @@ def load_pairs(
     caption_column: str = "caption",
     image_size: int = 96,
     eval_split: str = "test",
-    also_evaluate: str | None = None,
+    others: Sequence[str] = (),
     **options: Any,
 ) -> DatasetDict:
-    """Load image-caption pairs with the splits `train` and `test`.
+    """Load image-caption pairs with the splits `train`, `test`, and others by their names.
 
     Args:
         name (`str`): `"openmoji"` (built from installed packages), one of `PICTURE_SETS` (from packages that are fetched), or what
@@ -36,7 +36,7 @@ def load_pairs(
         image_column, caption_column (`str`): Columns to read. A caption may be a list of captions.
         image_size (`int`): Size at which drawings are rendered, in pixels.
         eval_split (`str`): Split that becomes `test`.
-        also_evaluate (`str`, *optional*): Split of a package's data set that becomes `also`.
+        others (`Sequence[str]`): More splits to evaluate, of a package's data set.
         config_name, options: Of [`load_splits`].
 
     Raises:
@@ -54,16 +54,16 @@ def load_pairs(
             if value != fixed.get(key):
                 raise ValueError(f"`{key}={value!r}` is for data of your own; {name!r} has one form.")
         data = load_openmoji_captions(image_size) if name == "openmoji" else load_picture_set(name, image_size)
-        splits = {"train": "train", "test": eval_split} | ({"also": also_evaluate} if also_evaluate else {})
-        for split in (eval_split, also_evaluate or eval_split):
+        splits = {**dict(zip(others, others, strict=True)), "train": "train", "test": eval_split}
+        if len(splits) < len(others) + 2 or eval_split in others:
+            raise ValueError(f"Every split is evaluated once, got {', '.join([eval_split, *others])}.")
+        for split in (eval_split, *others):
             if split not in data or split == "train":
                 known = ", ".join(each for each in data if each != "train")
                 raise ValueError(f"{name!r} can be evaluated on {known}, not on {split!r}.")
         return DatasetDict({key: data[split] for key, split in splits.items()})
-    if also_evaluate is not None:
-        raise ValueError(
-            f"`also_evaluate={also_evaluate!r}` is for data sets of packages; {name!r} is evaluated on one split."
-        )
+    if others:
+        raise ValueError(f"{others[0]!r} is a split of packages' data sets; {name!r} is evaluated on one split.")
     texts = {"caption_column": (caption_column, text_or_texts)}
     return load_splits(name, config_name, texts, image_column, eval_split, **options)
 

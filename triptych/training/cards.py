@@ -109,8 +109,11 @@ def run_facts(engine: "Engine") -> dict[str, Any]:
         "corrupt images skipped": state.num_skipped,
         "time": f"{state.seconds / 60:.1f} min on {describe_machine()}",
     }
-    if args.ema_decay is not None:
-        facts["weights"] = f"averaged with decay {args.ema_decay:g}"
+    weights = [] if args.ema_decay is None else [f"averaged with decay {args.ema_decay:g}"]
+    if state.best is not None:
+        weights.append(f"of step {state.best_step:,}, where {args.metric_for_best_model} was best: {state.best:.4g}")
+    if weights:
+        facts["weights"] = ", ".join(weights)
     return facts
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -63,6 +65,11 @@ class RunArguments:
     eval_epochs: float = argument(
         default=1.0, help="Epochs between evaluations; 0.25: four in every epoch; 0: only at the end."
     )
+    metric_for_best_model: str | None = argument(
+        default=None,
+        help="Keep the weights of the evaluation with the best of this number, e.g. coca_loss, instead of the last ones. Of losses, "
+        "perplexity and ranks the lowest is best, of others the highest.",
+    )
     eval_batch_size: int = argument(default=64, help="Rows evaluated at a time.")
     checkpoint_steps: int = argument(default=500, help="Optimiser steps between checkpoints; 0: none.")
     num_checkpoints: int = argument(default=1, help="Checkpoints to keep.")
@@ -80,6 +87,8 @@ class RunArguments:
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         check_positive(self, "max_steps")
+        if self.metric_for_best_model is not None and not self.eval_epochs:
+            raise ValueError("`metric_for_best_model` needs evaluations to choose from: `eval_epochs` is 0.")
         if self.hub_private and self.hub_model_id is None:
             raise ValueError("`hub_private` needs `hub_model_id`: nothing is published without it.")
 
@@ -143,6 +152,9 @@ class Engine:
         )
         if args.gradient_accumulation_steps > 1 and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError("`gradient_accumulation_steps` must be 1 with DeepSpeed, which has its own.")
+        shared = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if args.metric_for_best_model is not None and self.accelerator.distributed_type in shared:
+            raise ValueError("`metric_for_best_model` is not for weights that processes share out (FSDP, DeepSpeed).")
         set_seed(args.seed)
         self.checkpoint = checkpoint_to_resume(self.checkpoints, args.resume)
         self.state = TrainingState()
@@ -159,10 +171,10 @@ class Engine:
         return self.accelerator.unwrap_model(self.model if self.ema is None else self.ema.module)
 
     def train(self, task: Task) -> None:
-        """Train, from the beginning or from the checkpoint, up to the last step.
+        """Train, from the beginning or from the checkpoint, up to the last step; with `metric_for_best_model` take the best weights then.
 
         Raises:
-            ValueError: If there are too few rows, the checkpoint is of a run in another order, or the result could not be published.
+            ValueError: If there are too few rows, there is no number to choose weights by, the checkpoint is of a run in another order, or the result could not be published.
             FloatingPointError: If the loss is no number.
             SystemExit: After a checkpoint, if SIGTERM came.
         """
@@ -181,6 +193,7 @@ class Engine:
                 for numbers in self._epoch(task, stop):
                     progress.update()
                     progress.set_postfix(loss=f"{numbers['loss']:.3f}", skipped=state.num_skipped)
+            self._take_best()
         self._count_time()
 
     def _prepare(self, task: Task) -> None:
@@ -275,8 +288,11 @@ class Engine:
             sums = 0.0
             yield numbers
             every = max(1, round(args.eval_epochs * self.steps_per_epoch))
-            if args.eval_epochs and state.step % every == 0 and state.step < self.num_steps:
-                self.evaluate(task, is_last=False)
+            is_over, chooses = state.step == self.num_steps, args.metric_for_best_model is not None
+            if (chooses and is_over) or (args.eval_epochs and state.step % every == 0 and not is_over):
+                results = self.evaluate(task, is_last=False)
+                if chooses:
+                    self._keep_best(results)
             if is_stopping or (args.checkpoint_steps and state.step % args.checkpoint_steps == 0):
                 self._count_time()
                 saved = save_checkpoint(
@@ -286,7 +302,7 @@ class Engine:
                     accelerator.print(f"Stopped by SIGTERM; go on with `resume` from {saved}.")
                     accelerator.end_training()
                     raise SystemExit(128 + signal.SIGTERM)
-            if state.step == self.num_steps:
+            if is_over:
                 return
         state.batch, state.epoch = 0, state.epoch + 1
 
@@ -334,6 +350,44 @@ class Engine:
             raise FloatingPointError(f"The loss of step {state.step} is {means['loss']}: {numbers}")
         self.log.record(numbers)
         return numbers, total[0] > 0
+
+    @property
+    def _best_file(self) -> Path:
+        return self.checkpoints / "best.safetensors"
+
+    def _trained_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in self.trained.named_parameters() if value.requires_grad}
+
+    def _keep_best(self, results: dict[str, float]) -> None:
+        """Write the trained weights down if an evaluation is the best one so far."""
+        name, state = self.args.metric_for_best_model or "", self.state
+        if name not in results:
+            raise ValueError(
+                f"`metric_for_best_model` {name!r} is no number of the evaluation, which has {', '.join(results)}."
+            )
+        sign = -1 if re.search("loss|perplexity|rank", name) else 1
+        best = -math.inf if state.best is None else sign * state.best
+        if not sign * results[name] > best:  # nor is what is no number
+            return
+        state.best, state.best_step = results[name], state.step
+        if self.accelerator.is_main_process:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            staging = self._best_file.with_suffix(".incomplete")
+            save_file({name: value.data.contiguous() for name, value in self._trained_parameters().items()}, staging)
+            staging.replace(self._best_file)
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _take_best(self) -> None:
+        """Go back to the weights that were the best."""
+        if self.state.best is None:
+            return
+        best = load_file(self._best_file)
+        for name, value in self._trained_parameters().items():
+            value.copy_(best[name])
+        self.accelerator.print(
+            f"The weights are those of step {self.state.best_step}, {self.args.metric_for_best_model} {self.state.best:.4f}."
+        )
 
     def _count_time(self) -> None:
         now = time.perf_counter()

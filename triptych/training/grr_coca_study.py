@@ -52,7 +52,7 @@ class StudyArguments:
     num_other_seeds: int = 3
     learning_rates: list[float] = field(default_factory=lambda: [5e-4, 1e-3, 2e-3])
     fine_tuning_rates: list[float] = field(default_factory=lambda: [1e-4, 3e-4, 1e-3])
-    num_epochs: float = 6.0
+    num_epochs: float = 3.0
     fine_tuning_epochs: float = 8.0
     batch_size: int = 64
     grid_pairs: int = 10_000
@@ -102,8 +102,10 @@ class GrrCocaStudy:
             "num_epochs": self.args.num_epochs,
             "batch_size": self.args.batch_size,
             "eval_batch_size": self.args.batch_size,
-            "eval_epochs": 1,
+            "eval_epochs": 0.5,
+            "validation_split": "validation",
             "also_evaluate": "new_style",
+            "metric_for_best_model": "validation_coca_loss",
             "log_samples": True,
         }
         return Run(part, variant, seed, {**arguments, **changes})
@@ -116,16 +118,21 @@ class GrrCocaStudy:
             "num_epochs": self.args.fine_tuning_epochs,
             "batch_size": self.args.batch_size,
             "eval_batch_size": self.args.batch_size,
-            "eval_epochs": 2,
-            "also_evaluate": "validation",
+            "eval_epochs": 1,
+            "validation_split": "validation",
+            "metric_for_best_model": "validation_coca_loss",
             "log_samples": True,
         }
         return Run(f"{dataset}/{rate:g}", variant, seed, arguments)
 
     def grid(self, variant: str) -> list[Run]:
         """The runs that choose a rate to pretrain with; their seeds are nobody else's."""
-        changes = {"max_train_rows": self.args.grid_pairs, "eval_split": "validation", "also_evaluate": None}
-        changes |= {"log_samples": False, "eval_epochs": 2}
+        changes: dict[str, Any] = {
+            "max_train_rows": self.args.grid_pairs,
+            "eval_split": "validation",
+            "metric_for_best_model": "coca_loss",
+            **dict.fromkeys(("validation_split", "also_evaluate", "log_samples")),
+        }
         return [
             self.pretraining(f"learning-rates/{rate:g}", variant, seed, rate, **changes)
             for rate in self.args.learning_rates
@@ -225,9 +232,12 @@ class GrrCocaStudy:
         self.runs["factors"] = {(run.variant, run.seed): run for run in runs}
 
     def shrink_data(self) -> None:
+        """Less data, as many steps and evaluations."""
         for count in self.args.smaller:
+            part = self.num_pairs() / count
+            changes = {"max_train_rows": count, "num_epochs": self.args.num_epochs * part, "eval_epochs": 0.5 * part}
             runs = [
-                self.pretraining(f"pairs-{count}", variant, seed, self.rates[variant], max_train_rows=count)
+                self.pretraining(f"pairs-{count}", variant, seed, self.rates[variant], **changes)
                 for variant in (self.grr, self.baseline)
                 for seed in self.other_seeds
             ]
@@ -265,8 +275,9 @@ class GrrCocaStudy:
         return compare(self.sums(dataset, first, seeds), self.sums(dataset, second, seeds))
 
     def logs(self, dataset: str, variants: list[str]) -> dict[str, list[list[dict[str, float]]]]:
+        """Of the validation split while training, without the last record, which is of the weights that were chosen."""
         runs = self.runs[dataset].items()
-        return {name: [self.study.log(run) for (variant, _), run in runs if variant == name] for name in variants}
+        return {name: [self.study.log(run)[:-1] for (variant, _), run in runs if variant == name] for name in variants}
 
 
 __all__ = ["ENCODERS", "FINE_TUNING", "GrrCocaStudy", "StudyArguments"]

@@ -34,6 +34,7 @@ class TrainingState:
         batch (`int`): Batches of this pass already consumed by this process.
         num_skipped (`int`): Corrupt images skipped so far, by all processes.
         seconds (`float`): Time spent on training so far, evaluations included.
+        best (`float`, *optional*), best_step (`int`): Of the evaluation whose weights are kept, where one is chosen.
     """
 
     step: int = 0
@@ -41,6 +42,8 @@ class TrainingState:
     batch: int = 0
     num_skipped: int = 0
     seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
 
     def state_dict(self) -> dict:
         return asdict(self)
