@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 
-def median_seconds(functions: dict[str, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median time of each function, taken in turns so that a busy moment meets all of them."""
+def seconds_in_turns(
+    functions: dict[str, Callable[[], Any]], repeats: int, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Times of each function, taken in turns so that a busy moment meets all of them."""
     synchronize = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
@@ -25,7 +28,12 @@ def median_seconds(functions: dict[str, Callable[[], Any]], repeats: int, device
             function()
             synchronize()
             times[name].append(time.perf_counter() - started)
-    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+    return times
+
+
+def median_seconds(functions: dict[str, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Medians of [`seconds_in_turns`]."""
+    return {name: median(times) for name, times in seconds_in_turns(functions, repeats, device).items()}
 
 
 def peak_gib(function: Callable[[], Any]) -> float:

@@ -161,18 +161,18 @@ def default_position_ids(
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
 
 
-def fill_context(
-    input_ids: torch.LongTensor, attention_mask: torch.Tensor, context_length: int, pad_token_id: int
+def tokens_first(
+    input_ids: torch.LongTensor, attention_mask: torch.Tensor, length: int, pad_token_id: int
 ) -> tuple[torch.LongTensor, torch.Tensor]:
-    """Tokens first, then `pad_token_id` up to the full context: the only form that open_clip's weights have seen.
+    """Tokens first, then `pad_token_id` up to a length: the only form that open_clip's weights have seen.
 
     Returns:
-        Token ids and attention mask of shape `(batch_size, context_length)`.
+        Token ids and attention mask of shape `(batch_size, length)`.
     """
     order = (1 - attention_mask.long()).argsort(dim=-1, stable=True)
     attention_mask = attention_mask.gather(-1, order)
     input_ids = input_ids.gather(-1, order).masked_fill(attention_mask == 0, pad_token_id)
-    missing = context_length - input_ids.shape[1]
+    missing = length - input_ids.shape[1]
     return (
         torch.nn.functional.pad(input_ids, (0, missing), value=pad_token_id),
         torch.nn.functional.pad(attention_mask, (0, missing)),
@@ -218,9 +218,9 @@ __all__ = [
     "check_texts",
     "check_training_has_labels",
     "default_position_ids",
-    "fill_context",
     "of_encoders",
     "padding_mask",
     "refuse_unknown",
     "supervised_labels",
+    "tokens_first",
 ]

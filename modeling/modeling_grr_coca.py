@@ -21,7 +21,7 @@ from .contrastive_captioner import (
     DualEncoder,
     VisionTowerOutput,
 )
-from .inputs import check_pixel_values, check_texts, default_position_ids, fill_context, padding_mask
+from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask, tokens_first
 from .layers import (
     Attention,
     CrossAttentionBlock,
@@ -225,7 +225,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
     ) -> None:
         if input_ids is None or position_ids is not None:
             raise ValueError(
-                '`cls_mask_mode="legacy"` brings texts to full length with padding tokens: pass `input_ids`, and neither '
+                '`cls_mask_mode="legacy"` puts padding tokens behind texts: pass `input_ids`, and neither '
                 "`inputs_embeds` nor `position_ids`."
             )
         if is_flash_attention_requested(self.config):
@@ -274,7 +274,9 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
             self._refuse_what_the_legacy_mask_cannot(input_ids, position_ids)
             places = default_position_ids(input_ids, attention_mask)
             num_real = attention_mask.sum(dim=1, keepdim=True)
-            input_ids, attention_mask = fill_context(input_ids, attention_mask, longest, config.pad_token_id)
+            # Behind its tokens a text needs the first padding only, which the CLS row sees.
+            cls_index = min(num_tokens + 1, longest)
+            input_ids, attention_mask = tokens_first(input_ids, attention_mask, cls_index, config.pad_token_id)
             # Shifted by one: whether a token is padding decides if the CLS row sees the key behind it.
             cls_sees = nn.functional.pad(input_ids != config.pad_token_id, (1, 0), value=True)
             attention_mask = torch.ones_like(attention_mask)  # no other row looks to the right
@@ -299,7 +301,7 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
             rotary = rotary_embedding(position_ids, self.layers[0].self_attn.head_dim, config.rope_theta)
 
         def row_sees(batch_idx, head_idx, query_idx, key_idx):
-            return (query_idx != longest) | cls_sees[batch_idx, key_idx]
+            return (query_idx != cls_index) | cls_sees[batch_idx, key_idx]
 
         causal_mask = create_causal_mask(
             config,

@@ -27,7 +27,7 @@ from .contrastive_captioner import (
     VisionTowerOutput,
 )
 from .cropped_positions import random_position_crops
-from .inputs import check_pixel_values, check_texts, default_position_ids, fill_context, padding_mask
+from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask, tokens_first
 from .layers import (
     Attention,
     CrossAttentionBlock,
@@ -270,7 +270,7 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
                     "`mask_padding=False` or `text_pool='all_mean'` bring texts to full length with padding tokens: pass "
                     "`input_ids`, and neither `inputs_embeds` nor `position_ids`."
                 )
-            input_ids, attention_mask = fill_context(
+            input_ids, attention_mask = tokens_first(
                 input_ids, attention_mask, config.max_position_embeddings, config.pad_token_id
             )
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
