@@ -309,7 +309,9 @@ def detection(args: argparse.Namespace) -> Iterator[Comparison]:
     owl = Owlv2ForObjectDetection(config).to(args.device).eval()
 
     def detector() -> MammutForObjectDetection:
-        config = MammutConfig.from_preset("mammut-base", vision_config={**width, "image_size": 768, "patch_size": 16})
+        config = MammutConfig.from_preset(
+            "mammut-base", vision_config={**width, "image_size": 768, "patch_size": 16}, text_config=text
+        )
         return MammutForObjectDetection._from_config(config, attn_implementation="sdpa").to(args.device).eval()
 
     forms = {"": detector(), **packed(args, detector)}

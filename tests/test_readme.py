@@ -132,7 +132,7 @@ def test_hub_snippets_run_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     document = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
     code = snippets(document)
-    assert len(code) == document.count("```python") == 5
+    assert len(code) == document.count("```python") == 6
     namespace: dict = {}
     for snippet in code:
         exec(re.sub(r'"outputs/[\w-]+"', repr(str(repo)), snippet), namespace)
