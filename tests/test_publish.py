@@ -230,6 +230,8 @@ def test_the_command_lists_checks_and_publishes(server, repo, monkeypatch):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert f"{server.url}/someone/openmoji/commit/" in result.stdout
+    assert "arning" not in result.stderr  # of other libraries
+    assert "_pytree" not in result.stderr
     result = subprocess.run(
         command, env={**environment, "HF_TOKEN": "hf_wrong"}, capture_output=True, text=True, timeout=300, check=False
     )

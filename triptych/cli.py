@@ -37,14 +37,6 @@ ModelOption = Annotated[str, Option("--model", "-m", help="Folder or Hub name of
 OutputOption = Annotated[Path | None, Option("--output", "-o", help="PNG to write. Default: by the image's name.")]
 
 
-@app.callback()
-def _hide_warnings_of_libraries() -> None:
-    """Keep to what the user can mend: our own warnings do not come by these ways."""
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TORCH_LOGS", "-all")  # torch sets its loggers' levels when it is imported
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-
-
 def _fail(message: str) -> NoReturn:
     line = message.strip() if "\n  " in message else " ".join(message.split())  # a table keeps its rows
     Console(stderr=True).print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
@@ -374,5 +366,13 @@ def convert(
         typer.echo(f"{name}\t{difference:.1e}")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command, in a process of its own: other libraries keep their warnings, none of which its user can mend."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TORCH_LOGS", "-all")  # torch sets its loggers' levels when it is imported
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     app()
+
+
+if __name__ == "__main__":
+    main()
