@@ -407,7 +407,7 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
             image_tokens = select_images(image_tokens, image_index)
         given = texts["input_ids"] if texts["inputs_embeds"] is None else texts["inputs_embeds"]
         if image_tokens is not None and given is not None:
-            expected = len(image_tokens) * texts_per_image
+            expected = image_tokens.shape[0] * texts_per_image
             if given.shape[0] not in (0, expected):
                 shared = "" if texts_per_image == 1 else f", of which `texts_per_image` = {texts_per_image} share one"
                 raise ValueError(
