@@ -186,7 +186,7 @@ def captions(args: argparse.Namespace) -> Iterator[Comparison]:
     ours, theirs = both_coca(args)
     forms = {"": ours.eval(), **packed(args, lambda: both_coca(args)[0])}
     ways = {name: partial(model.generate, pixel_values=images, num_beams=6, **length) for name, model in forms.items()}
-    generate = partial(theirs.eval().generate, images, seq_len=30, min_seq_len=30 - 1, num_beams=6, num_beam_groups=1)
+    generate = partial(theirs.eval().generate, images, seq_len=30, min_seq_len=29, num_beams=6, num_beam_groups=1)
     try:
         expected = generate()
     except (AssertionError, RuntimeError) as error:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -30,7 +31,7 @@ from tests.conftest import PAIRS
 from tests.loopback_hub import LoopbackHub, Repository
 from triptych import GrrCocaForConditionalGeneration, MammutForConditionalGeneration, VwLmmForCausalLM
 from triptych.cli import app
-from triptych.convert import conversion
+from triptych.convert import conversion, source
 from triptych.convert.conversion import LAYOUTS, convert, export_open_clip
 from triptych.convert.source import Source
 from triptych.convert.verify import deviations
@@ -747,6 +748,20 @@ def test_the_command_converts_to_a_complete_repository(tmp_path):
     assert (tmp_path / "out" / "modeling_vw_lmm.py").exists()
     with pytest.raises(ValueError, match="has no processor"):
         files_to_publish(tmp_path / "out")
+
+
+@pytest.mark.parametrize("location", ["owner", "owner/name", "owner/name/epoch_1.pt"])
+def test_a_hub_that_does_not_answer_is_named(monkeypatch, location):
+    def fail(*args, **kwargs):
+        raise HTTPError("Name or service not known")
+
+    monkeypatch.setattr(source, "hf_hub_download", fail)
+    monkeypatch.setattr(source.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(source, "HF_HUB_OFFLINE", False)
+    with pytest.raises(
+        OSError, match=f"'{location}' is no file or folder here, and the Hub does not give it: Name or"
+    ):
+        Source(location)
 
 
 def test_checkpoints_on_the_hub(tmp_path):

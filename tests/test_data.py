@@ -71,6 +71,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_other_splits_are_for_data_of_packages(folder):
+    with pytest.raises(
+        ValueError, match=r"`validation_split` and `also_evaluate` are for data sets of packages, got dev;"
+    ):
+        load_pairs(str(folder), caption_column="text", others=["dev"])
+
+
 def test_imagefolder_and_parquet_go_the_same_way(folder, tmp_path):
     data = load_pairs(str(folder), caption_column="text", eval_fraction=0.3)
     assert (len(data["train"]), len(data["test"])) == (4, 2)

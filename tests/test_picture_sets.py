@@ -311,6 +311,8 @@ def test_the_script_trains_on_a_set_and_logs_every_pair(packages, tmp_path):
     [
         ({"caption_column": "text"}, "`caption_column='text'` is for data of your own; 'healthicons' has one form"),
         ({"eval_fraction": 0.5}, "`eval_fraction=0.5` is for data of your own"),
+        ({"others": ["test"]}, "`validation_split` and `also_evaluate` must differ, got test, test"),
+        ({"others": ["validation", "validation"]}, "must differ, got test, validation, validation"),
         ({"eval_split": "train"}, "'healthicons' can be evaluated on validation, test, not on 'train'"),
     ],
 )

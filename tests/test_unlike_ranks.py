@@ -1,5 +1,7 @@
 """Two processes whose micro-batches have little in common: losses and gradients are those of one with all of it, or an error."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +149,23 @@ def test_a_process_without_a_pair_of_its_own_evaluates_along():
     results = run_in_processes(evaluate_share, 2)
     assert results["num_eval_images"] == 1
     assert np.isfinite(results["caption_loss"])
+
+
+def choose_weights(rank: int, world_size: int, folder: str) -> tuple[int, list[float]]:
+    """Three steps, whose evaluations find other values on every process; the step that was chosen, and a weight of every process."""
+    from tests.test_engine import arguments, task_of
+    from triptych.training.engine import Engine
+
+    values = iter([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0]][rank])
+    options = {"max_steps": 3, "eval_epochs": 0.01, "learning_rate": 1e-2, "batch_size": 1}
+    engine = Engine(arguments(Path(folder), metric_for_best_model="a_loss", **options))
+    engine.train(task_of(evaluate=lambda model, is_last: {"a_loss": next(values)}))
+    weights = [None] * world_size
+    torch.distributed.all_gather_object(weights, engine.trained.model.text_projection.weight.sum().item())
+    return engine.state.best_step, weights
+
+
+def test_processes_that_find_other_values_keep_the_same_weights(tmp_path):
+    step, weights = run_in_processes(choose_weights, 2, str(tmp_path))
+    assert step == 2
+    assert weights[0] == weights[1]

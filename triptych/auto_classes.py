@@ -34,7 +34,7 @@ def announce() -> None:
     """Let transformers find configurations and processors by name, now or whenever it is imported.
 
     transformers looks a class up in the module `transformers.models.TYPE`; for our types that is this package, whose classes arrive
-    when they are touched, and bring `register` with them.
+    when they are touched. The first of them, or the first model that is imported by its file, brings `register` with it.
     """
     for model_type in _CONFIGS:
         sys.modules[f"transformers.models.{model_type}"] = sys.modules["triptych"]
@@ -47,6 +47,7 @@ def announce() -> None:
 
     wrapt.register_post_import_hook(name_configs, "transformers.models.auto.configuration_auto")
     wrapt.register_post_import_hook(name_processors, "transformers.models.auto.processing_auto")
+    wrapt.register_post_import_hook(lambda module: register(), "triptych.modeling")  # before any file of it
 
 
 def register() -> None:

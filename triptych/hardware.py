@@ -16,8 +16,8 @@ def best_precision() -> str:
 class PackedLinear(nn.Module):
     """A linear layer whose weight is packed for oneDNN.
 
-    torch multiplies fp32 on a CPU by MKL, which on AMD's processors does without AVX-512, and on any is slow with the few rows of a
-    step of decoding. oneDNN, which torch brings too, is a multiple faster there; docs/benchmarks.md has the ratios.
+    torch multiplies fp32 on a CPU by MKL, which on AMD's processors does without AVX-512 and is slow with the few rows of a step of
+    decoding. oneDNN, which torch brings too, is a multiple faster there; docs/benchmarks.md has the ratios.
 
     Args:
         linear (`nn.Linear`): On a CPU, in fp32 or bf16.

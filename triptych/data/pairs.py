@@ -56,14 +56,19 @@ def load_pairs(
         data = load_openmoji_captions(image_size) if name == "openmoji" else load_picture_set(name, image_size)
         splits = {**dict(zip(others, others, strict=True)), "train": "train", "test": eval_split}
         if len(splits) < len(others) + 2 or eval_split in others:
-            raise ValueError(f"Every split is evaluated once, got {', '.join([eval_split, *others])}.")
+            raise ValueError(
+                f"`eval_split`, `validation_split` and `also_evaluate` must differ, got {', '.join([eval_split, *others])}."
+            )
         for split in (eval_split, *others):
             if split not in data or split == "train":
                 known = ", ".join(each for each in data if each != "train")
                 raise ValueError(f"{name!r} can be evaluated on {known}, not on {split!r}.")
         return DatasetDict({key: data[split] for key, split in splits.items()})
     if others:
-        raise ValueError(f"{others[0]!r} is a split of packages' data sets; {name!r} is evaluated on one split.")
+        raise ValueError(
+            f"`validation_split` and `also_evaluate` are for data sets of packages, got {', '.join(others)}; {name!r} is evaluated on "
+            "`eval_split` alone."
+        )
     texts = {"caption_column": (caption_column, text_or_texts)}
     return load_splits(name, config_name, texts, image_column, eval_split, **options)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list, set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -361,15 +361,16 @@ class Engine:
     def _keep_best(self, results: dict[str, float]) -> None:
         """Write the trained weights down if an evaluation is the best one so far."""
         name, state = self.args.metric_for_best_model or "", self.state
-        if name not in results:
+        (value,) = broadcast_object_list([results.get(name)])  # one process decides for all
+        if value is None:
             raise ValueError(
                 f"`metric_for_best_model` {name!r} is no number of the evaluation, which has {', '.join(results)}."
             )
         sign = -1 if re.search("loss|perplexity|rank", name) else 1
         best = -math.inf if state.best is None else sign * state.best
-        if not sign * results[name] > best:  # nor is what is no number
+        if not sign * value > best:  # nor is what is no number
             return
-        state.best, state.best_step = results[name], state.step
+        state.best, state.best_step = value, state.step
         if self.accelerator.is_main_process:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             staging = self._best_file.with_suffix(".incomplete")
