@@ -86,7 +86,11 @@ class SelfContainedProcessor(ProcessorMixin):
         if options.get("truncation"):
             return
         longest = options.get("max_length") or self.tokenizer.model_max_length
-        for index, ids in enumerate(self.tokenizer(texts, padding=False).input_ids):
+        # ASCII has at most a token per character and one for a space before it: most texts need not be split twice.
+        most = longest - self.tokenizer.num_special_tokens_to_add() - 1
+        unsure = [index for index, each in enumerate(texts) if len(each) > most or not each.isascii()]
+        found = self.tokenizer([texts[index] for index in unsure], padding=False).input_ids if unsure else []
+        for index, ids in zip(unsure, found, strict=True):
             if len(ids) > longest:
                 raise ValueError(
                     f"`text[{index}]` has {len(ids)} tokens, the context is {longest} tokens: {texts[index][:60]!r}. "

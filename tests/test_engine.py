@@ -60,6 +60,31 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
 
 
+def test_data_sets_are_told_the_size_of_inputs(tmp_path):
+    train_set = Squares()
+    train_set.set_decode_size = lambda size: setattr(train_set, "told", size)
+    Engine(arguments(tmp_path, max_steps=1)).train(task_of(train_set=train_set))
+    assert train_set.told == task_of().model.config.vision_config.image_size
+
+
+class SlowSquares(Squares):
+    def __getitem__(self, index: int) -> dict:
+        time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+def test_the_log_says_how_long_batches_were_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("triptych.training.engine._START_UP", 0.0)
+    monkeypatch.setattr("triptych.training.engine._MOST_WAITING", 0.01)
+    engine = Engine(arguments(tmp_path, max_steps=3))
+    engine.train(task_of(train_set=SlowSquares()))
+    waited = [row["data_seconds"] for row in rows_of(tmp_path)]
+    assert waited[0] >= 0.1
+    assert sum(waited) >= 0.3
+    assert engine.state.data_seconds == pytest.approx(sum(waited))
+    assert "`num_workers` is 0" in caplog.text
+
+
 def test_the_last_step_of_an_epoch_counts_the_batches_that_it_has(tmp_path):
     """Three batches, two to a step: the second step has one. By hand, with the same order."""
     task, by_hand = task_of(), task_of().model

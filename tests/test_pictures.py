@@ -1,11 +1,13 @@
 """One picture, one set of pixels: awkward pictures through every entrance, against pixels written down by hand."""
 
 import base64
+import io
 import threading
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,10 @@ from transformers import CLIPImageProcessor
 from tests.conftest import PAIRS, tiny_mammut_processor, tiny_processor, tiny_vw_lmm_processor
 from tests.test_hub import ask_a_stranger
 from triptych import cli, pipeline
-from triptych.data.conversations import ConversationDataset
-from triptych.data.pictures import decode_image
+from triptych.data.conversations import ConversationDataset, QuestionConversations
+from triptych.data.pairs import ImageCaptionDataset
+from triptych.data.pictures import PictureRows, decode_image
+from triptych.data.questions import QuestionDataset
 from triptych.processing.pictures import to_rgb
 
 
@@ -156,6 +160,50 @@ def test_data_sets_and_the_command_see_the_same(folder, name):
         rows = [{"messages": messages, "image": name}, {"messages": messages, "image": opened}]
         for row in ConversationDataset(rows, str(folder)):
             check(row["images"][0], name)
+
+
+def rows_with_a_large_jpeg(kind: str, file: bytes) -> PictureRows:
+    image = {"bytes": file, "path": None}
+    question = {"image": image, "image_id": "a", "question": "what?", "answers": ["red"]}
+    messages = [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "red"}]
+    images = datasets.Features({"images": datasets.List(datasets.Image())})
+    if kind == "pairs":
+        rows = datasets.Dataset.from_list([{"image": image, "caption": "red"}])
+        return ImageCaptionDataset(rows, crop_scale=0.25)
+    if kind in ("questions", "questions as conversations"):
+        rows = datasets.Dataset.from_list([question]).cast_column("image", datasets.Image())
+        return QuestionDataset(rows) if kind == "questions" else QuestionConversations(rows)
+    if kind == "conversations":
+        rows = datasets.Dataset.from_list([{"image": image, "messages": messages}])
+        return ConversationDataset(rows.cast_column("image", datasets.Image()))
+    rows = datasets.Dataset.from_dict({"images": [[image]]}, features=images).add_column("messages", [messages])
+    return ConversationDataset(rows)
+
+
+@pytest.mark.parametrize(
+    "kind", ["pairs", "questions", "questions as conversations", "conversations", "lists of images"]
+)
+def test_training_decodes_a_large_jpeg_no_larger_than_it_needs(kind):
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((640, 480)).convert("RGB").save(buffer, "JPEG", quality=95)
+    rows = rows_with_a_large_jpeg(kind, buffer.getvalue())
+    whole = (rows[0].get("images") or [rows[0].get("image")])[0]
+    rows = rows_with_a_large_jpeg(kind, buffer.getvalue())
+    rows.set_decode_size(100)
+    reduced = (rows[0].get("images") or [rows[0].get("image")])[0]
+    if kind == "pairs":  # a crop may have half of a side, so 480 pixels become 240 and not 120
+        assert reduced.size == pytest.approx((whole.width / 2, whole.height / 2), abs=1)
+        return
+    assert (whole.size, reduced.size) == ((640, 480), (160, 120))
+    expected = np.asarray(whole.resize(reduced.size, Image.Resampling.BOX), dtype=float)
+    assert np.abs(np.asarray(reduced) - expected).max() < 4
+
+
+def test_a_size_that_suffices_leaves_other_pictures_whole():
+    for size, file_format in (((150, 90), "JPEG"), ((640, 480), "PNG")):
+        buffer = io.BytesIO()
+        Image.new("RGB", size, "red").save(buffer, file_format)
+        assert decode_image({"path": None, "bytes": buffer.getvalue()}, 0, 100).size == size
 
 
 @pytest.mark.parametrize("name", FILES)

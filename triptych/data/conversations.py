@@ -8,10 +8,10 @@ from typing import Any, Literal
 import datasets
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset
 from transformers.utils import logging
 
-from triptych.data.pictures import decode_image
+from triptych.data.pictures import PictureRows, decode_image
 from triptych.data.questions import most_common_answer
 from triptych.data.rows import one_text
 from triptych.data.splits import load_splits
@@ -68,13 +68,25 @@ def _count_placeholders(messages: list[dict[str, Any]]) -> int:
     )
 
 
-def _decode(image: Any, index: int) -> Image.Image:
+def _decode(image: Any, index: int, decode_size: float | None) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image, f"image of row {index}")
-    return decode_image({"path": str(image), "bytes": None} if isinstance(image, Path) else image, index)
+    stored = {"path": str(image), "bytes": None} if isinstance(image, Path) else image
+    return decode_image(stored, index, decode_size)
 
 
-class ConversationDataset(Dataset):
+def _undecoded(rows: Any) -> Any:
+    """Rows of `datasets` with pictures as they are stored, so that a bad one can be named; others as they are."""
+    features = rows.features if isinstance(rows, datasets.Dataset) else {}
+    for name in features.keys() & {"image", "images"}:
+        if isinstance(features[name], datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(getattr(features[name], "feature", None), datasets.Image):
+            rows = rows.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    return rows
+
+
+class ConversationDataset(PictureRows):
     """Rows with `messages` or LLaVA's `conversations`, and `image` or `images`: paths, or what `datasets` decodes.
 
     Args:
@@ -86,7 +98,7 @@ class ConversationDataset(Dataset):
     def __init__(
         self, rows: Sequence[dict[str, Any]], image_folder: str | None = None, places: Sequence[str] | None = None
     ):
-        self.rows, self.places = rows, places
+        self.rows, self.places = _undecoded(rows), places
         self.image_folder = Path(image_folder or ".")
 
     def __len__(self) -> int:
@@ -110,7 +122,7 @@ class ConversationDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         messages, images = self.read(index)
-        return {"messages": messages, "images": [_decode(image, index) for image in images]}
+        return {"messages": messages, "images": [_decode(image, index, self.decode_size) for image in images]}
 
     def _path(self, name: str) -> Path:
         path = self.image_folder / name
@@ -192,7 +204,7 @@ def dialogue(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     return messages
 
 
-class QuestionConversations(Dataset):
+class QuestionConversations(PictureRows):
     """Questions about images (`triptych.data.questions.load_questions`), several of an image as one conversation.
 
     Args:
@@ -217,7 +229,8 @@ class QuestionConversations(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         rows = [self.data[row] for row in self.groups[index]]
         turns = [(row["question"], most_common_answer(row["answers"])) for row in rows]
-        return {"messages": dialogue(turns), "images": [decode_image(rows[0]["image"], self.groups[index][0])]}
+        image = decode_image(rows[0]["image"], self.groups[index][0], self.decode_size)
+        return {"messages": dialogue(turns), "images": [image]}
 
     def lengths(self) -> list[int]:
         """Length of every conversation: the characters of its questions, near enough."""
@@ -227,6 +240,12 @@ class QuestionConversations(Dataset):
 
 class ConversationMixture(ConcatDataset):
     """Several data sets of conversations as one."""
+
+    def set_decode_size(self, size: float) -> None:
+        """As of [`PictureRows`]."""
+        for dataset in self.datasets:
+            if isinstance(dataset, PictureRows):
+                dataset.set_decode_size(size)
 
     def lengths(self) -> list[int]:
         """Length of every conversation, in characters."""

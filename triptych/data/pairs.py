@@ -8,12 +8,11 @@ import datasets
 import torch
 from datasets import DatasetDict
 from PIL import Image
-from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from triptych.data.openmoji import load_openmoji_captions
 from triptych.data.picture_sets import PICTURE_SETS, load_picture_set
-from triptych.data.pictures import CorruptImageError, decode_image
+from triptych.data.pictures import CorruptImageError, PictureRows, decode_image
 from triptych.data.rows import text_or_texts
 from triptych.data.splits import load_splits
 
@@ -73,7 +72,7 @@ def load_pairs(
     return load_splits(name, config_name, texts, image_column, eval_split, **options)
 
 
-class ImageCaptionDataset(Dataset):
+class ImageCaptionDataset(PictureRows):
     """Rows of a `datasets` data set as (RGB image, caption), decoded one by one so that a bad file can be named.
 
     Args:
@@ -120,6 +119,9 @@ class ImageCaptionDataset(Dataset):
         """Change the random crops; call it before iterating."""
         self.epoch = epoch
 
+    def set_decode_size(self, size: float) -> None:
+        super().set_decode_size(size / self.crop_scale**0.5)  # a crop still has `size` pixels
+
     def captions(self) -> list[str]:
         """The caption of every pair; no image is looked at."""
         return [each[position] for each, (_, position) in zip(self.references(), self.pairs, strict=True)]
@@ -142,7 +144,7 @@ class ImageCaptionDataset(Dataset):
             row, position = self.pairs[(index + num_skipped) % len(self.pairs)]
             item = self.data[row]
             try:
-                image = decode_image(item[self.image_column], row)
+                image = decode_image(item[self.image_column], row, self.decode_size)
                 break
             except CorruptImageError:
                 num_skipped += 1

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from triptych.data.easy_vqa import load_easy_vqa
-from triptych.data.pictures import decode_image, picture_ids
+from triptych.data.pictures import PictureRows, decode_image, picture_ids
 from triptych.data.rows import one_text, several_texts
 from triptych.data.splits import load_splits
 
@@ -83,7 +83,7 @@ class QuestionRows(Dataset):
         return list(self.data[self.group_column])
 
 
-class QuestionDataset(QuestionRows):
+class QuestionDataset(QuestionRows, PictureRows):
     """Rows of [`load_questions`] with the image decoded and one answer chosen to train on.
 
     Successive questions about one image get the same picture object, by which the collator knows it again.
@@ -102,7 +102,7 @@ class QuestionDataset(QuestionRows):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data[index]
         if item["image_id"] != self._last[0]:
-            self._last = (item["image_id"], decode_image(item["image"], index))
+            self._last = (item["image_id"], decode_image(item["image"], index, self.decode_size))
         return {**item, "image": self._last[1], "answer": most_common_answer(item["answers"])}
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,17 +22,26 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, ProcessorMixin, get_scheduler
+from transformers.utils import logging
 
 from triptych.arguments import argument
 from triptych.data.orders import EpochSampler
+from triptych.data.pictures import input_side
 from triptych.hardware import best_precision
 from triptych.hub import publish, save_adapter, save_repository, to_json
 from triptych.modeling.configuration_base import check_positive
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.cards import run_facts
 from triptych.training.checkpoints import checkpoint_to_resume, keep_adapters_only, load_checkpoint, save_checkpoint
+from triptych.training.normalization import DeferredNormalization
 from triptych.training.optimization import TrainingState, weight_decay_groups
 from triptych.training.training_log import TrainingLog
+
+
+logger = logging.get_logger(__name__)
+
+# How long a training may wait for its data before it says so: share of its time, and seconds
+_MOST_WAITING, _START_UP = 0.2, 10.0
 
 
 @dataclass
@@ -101,7 +110,7 @@ class Task:
         name (`str`): Of the run in trackers, and of the card's template in `model_cards/runs/`.
         model (`PreTrainedModel` or `PeftModel`): What is trained, as far as its parameters require gradients.
         processor (`ProcessorMixin`): Of the model.
-        train_set (`Dataset`): Rows by index. If it has `set_epoch`, it is told the epoch.
+        train_set (`Dataset`): Rows by index. If it has `set_epoch`, it is told the epoch; if `set_decode_size`, the size of inputs.
         collator (`Callable`): From rows to the arguments of the model's `forward`; `num_skipped`, if there, is counted.
         loss_parts (`tuple[str, ...]`): Outputs of the model, or entries of its `loss_dict`, that are logged beside the loss.
         evaluate (`Callable`, *optional*): From a model, and whether this is the last evaluation, to flat numbers.
@@ -158,6 +167,7 @@ class Engine:
         set_seed(args.seed)
         self.checkpoint = checkpoint_to_resume(self.checkpoints, args.resume)
         self.state = TrainingState()
+        self.data_seconds = 0.0  # that the current step has waited for its batches
         self.model: Any = None
         self.ema: AveragedModel | None = None
 
@@ -195,6 +205,11 @@ class Engine:
                     progress.set_postfix(loss=f"{numbers['loss']:.3f}", skipped=state.num_skipped)
             self._take_best()
         self._count_time()
+        if state.data_seconds > max(_START_UP, _MOST_WAITING * state.seconds):
+            share = f"{state.data_seconds / state.seconds:.0%}"
+            logger.warning(
+                f"{share} of the time went into waiting for data; more processes prepare it sooner: `num_workers` is {self.args.num_workers}."
+            )
 
     def _prepare(self, task: Task) -> None:
         """Order, optimiser, schedule, log; and where the checkpoint was, if there is one."""
@@ -214,12 +229,15 @@ class Engine:
         task.model.set_attn_implementation(args.attn_implementation or attention)
 
         self.order = EpochSampler(num_rows, args.seed) if task.order is None else task.order
+        self.collator = DeferredNormalization(task.collator)
+        if hasattr(task.train_set, "set_decode_size"):
+            task.train_set.set_decode_size(input_side(task.processor))
         loader = DataLoader(
             task.train_set,
             batch_size=args.batch_size,
             sampler=self.order,
             drop_last=True,
-            collate_fn=task.collator,
+            collate_fn=self.collator,
             num_workers=args.num_workers,
             pin_memory=torch.cuda.is_available(),
             # Its own generator: the global one belongs to dropout, which a resumed run must continue exactly.
@@ -276,7 +294,8 @@ class Engine:
         batches = accelerator.skip_first_batches(self.loader, state.batch) if state.batch else self.loader
         self.model.train()
         sums: torch.Tensor | float = 0.0
-        for batch in batches:
+        self.step_started = time.perf_counter()
+        for batch in self._timed(batches):
             size = min(window, num_batches - state.batch // window * window)  # the last window may be a short one
             is_last = (state.batch + 1) % window == 0 or state.batch + 1 == num_batches
             with nullcontext() if is_last else accelerator.no_sync(self.model):
@@ -304,11 +323,23 @@ class Engine:
                     raise SystemExit(128 + signal.SIGTERM)
             if is_over:
                 return
+            self.step_started = time.perf_counter()
         state.batch, state.epoch = 0, state.epoch + 1
+
+    def _timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, counting the seconds until each was there."""
+        remaining = iter(batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(remaining, None)
+            self.data_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
     def _backward(self, task: Task, batch: Any, size: int, is_stopping: bool) -> torch.Tensor:
         """Gradients of one batch, a `size`-th of a step. Returns its numbers: signal, skipped rows, loss and parts of the loss."""
-        batch = dict(batch)
+        batch = self.collator.on_device(dict(batch))
         num_skipped = batch.pop("num_skipped", 0)
         outputs = self.model(**batch, **task.extra_inputs)
         self.accelerator.backward(outputs.loss / size)
@@ -344,8 +375,11 @@ class Engine:
             **means,
             "grad_norm": math.nan if norm is None else float(norm),  # DeepSpeed tells it late
             "learning_rate": self.scheduler.get_last_lr()[0],
+            "step_seconds": time.perf_counter() - self.step_started,
+            "data_seconds": self.data_seconds,
             **scales,
         }
+        state.data_seconds, self.data_seconds = state.data_seconds + self.data_seconds, 0.0
         if not math.isfinite(means["loss"]):
             raise FloatingPointError(f"The loss of step {state.step} is {means['loss']}: {numbers}")
         self.log.record(numbers)

@@ -34,6 +34,7 @@ class TrainingState:
         batch (`int`): Batches of this pass already consumed by this process.
         num_skipped (`int`): Corrupt images skipped so far, by all processes.
         seconds (`float`): Time spent on training so far, evaluations included.
+        data_seconds (`float`): Time of it that was spent on waiting for batches.
         best (`float`, *optional*), best_step (`int`): Of the evaluation whose weights are kept, where one is chosen.
     """
 
@@ -42,6 +43,7 @@ class TrainingState:
     batch: int = 0
     num_skipped: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
     best: float | None = None
     best_step: int = 0
 
