@@ -254,46 +254,66 @@ class _Divergence(torch.autograd.Function):
             )
         ]
         weights = (student_weight.to(dtype), target_weight.to(dtype))
+        # Adding to a gradient of the weight's size costs more than the few rows of a chunk: in half precision several share it.
+        block_size = chunk_size * (1 if dtype == torch.float32 else 4)
         total = student.new_zeros((), dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(student), chunk_size):
-                rows = slice(start, start + chunk_size)
+            for start in range(0, len(student), block_size):
+                rows = slice(start, start + block_size)
                 states = (student[rows].to(dtype), target[rows].to(dtype))
-                total += _Divergence.chunk(ctx.gradients, rows, states, weights, temperature, reserved)
+                total += _Divergence.block(ctx.gradients, rows, states, weights, temperature, reserved, chunk_size)
         return total
 
     @staticmethod
-    def chunk(
+    def block(
         gradients: list[torch.Tensor | None],
         rows: slice,
         states: tuple[torch.Tensor, torch.Tensor],
         weights: tuple[torch.Tensor, torch.Tensor],
         temperature: float,
         reserved: slice,
+        chunk_size: int,
     ) -> torch.Tensor:
-        """The sum over some rows, which adds their gradients to those of all. In place wherever it can be."""
-        log_student, log_target = (
-            _log_probabilities(*side, temperature, reserved) for side in zip(states, weights, strict=True)
-        )
-        probabilities = log_target.exp()
-        divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
-        divergence = divergences.sum(-1, keepdim=True)
-        for side in (0, 1):
-            state_gradient, weight_gradient = gradients[side], gradients[side + 2]
-            if state_gradient is None and weight_gradient is None:
+        """The sum over some rows, which adds their gradients to those of all."""
+        is_needed = [gradients[side] is not None or gradients[side + 2] is not None for side in (0, 1)]
+        chunks = zip(*(each.split(chunk_size) for each in states), strict=True)
+        found = [_Divergence.chunk(chunk, weights, temperature, reserved, is_needed) for chunk in chunks]
+        divergences, *by_side = zip(*found, strict=True)
+        for side, parts in enumerate(by_side):
+            if not is_needed[side]:
                 continue
-            if side == 0:
-                logit_gradient = log_student.exp_().sub_(probabilities)
-            else:
-                logit_gradient = divergences.addcmul_(probabilities, divergence, value=-1)
-            logit_gradient = logit_gradient.div_(temperature).to(weights[side].dtype)
+            logit_gradient = parts[0] if len(parts) == 1 else torch.cat(parts)  # (rows, vocab_size)
+            state_gradient, weight_gradient = gradients[side], gradients[side + 2]
             if state_gradient is not None:
                 state_gradient[rows] = logit_gradient @ weights[side]
             if weight_gradient is not None and logit_gradient.dtype == torch.float32:
                 weight_gradient.addmm_(logit_gradient.T, states[side])  # no second tensor of the weight's size
             elif weight_gradient is not None:
                 weight_gradient += logit_gradient.T @ states[side]
-        return divergence.sum()
+        return torch.stack(divergences).sum()
+
+    @staticmethod
+    def chunk(
+        states: tuple[torch.Tensor, ...],
+        weights: tuple[torch.Tensor, torch.Tensor],
+        temperature: float,
+        reserved: slice,
+        is_needed: list[bool],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The sum over a few rows, and its gradients of the logits of both sides. In place wherever it can be."""
+        log_student, log_target = (
+            _log_probabilities(*side, temperature, reserved) for side in zip(states, weights, strict=True)
+        )
+        probabilities = log_target.exp()
+        divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
+        divergence = divergences.sum(-1, keepdim=True)
+        of_student = of_target = None
+        if is_needed[0]:
+            of_student = log_student.exp_().sub_(probabilities).div_(temperature).to(weights[0].dtype)
+        if is_needed[1]:
+            of_target = divergences.addcmul_(probabilities, divergence, value=-1)
+            of_target = of_target.div_(temperature).to(weights[1].dtype)
+        return divergence.sum(), of_student, of_target
 
     @staticmethod
     @torch.autograd.function.once_differentiable
