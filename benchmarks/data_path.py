@@ -175,7 +175,7 @@ def loading(args: argparse.Namespace) -> None:
     processor = GrrCocaProcessor(CLIPImageProcessor(), clip_tokenizer())
     collator = PairCollator(processor)
     their_transform = open_clip.image_transform(SIZE, is_train=True)
-    for name, files in photographs(args.images, 8 * 64).items():
+    for name, files in photographs(args.images, args.num_rows).items():
         rows = [{"image": stored(file), "caption": f"{CAPTION}, number {index}"} for index, file in enumerate(files)]
         data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
         whole, reduced = (ImageCaptionDataset(data, crop_scale=0.9) for _ in range(2))
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to measure")
     parser.add_argument("--images", type=Path, help="folder with photographs to read, JPEG")
     parser.add_argument("--count", type=int, default=32, help="pictures or texts at a time")
+    parser.add_argument("--num_rows", type=int, default=256, help="pictures that are loaded")
     parser.add_argument("--steps", type=int, default=40, help="of every training")
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     args = parser.parse_args()

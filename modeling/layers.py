@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -27,6 +28,20 @@ def learned_scalar(value: float) -> nn.Parameter:
     return nn.Parameter(torch.tensor([value], dtype=torch.float32))
 
 
+def recomputed(project: Callable[..., torch.Tensor], *inner: torch.Tensor) -> torch.Tensor:
+    """A projection of an activation, of which the backward pass makes the activation again instead of keeping it.
+
+    Activations are as wide as what they are made from and cost little, so a step needs a quarter less memory.
+
+    Args:
+        project (`Callable`): From the tensors to their activation and on to the output; without randomness.
+        inner (`torch.Tensor`): What the activation is made from.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides by itself what to keep
+        return project(*inner)
+    return checkpoint(project, *inner, use_reentrant=False, preserve_rng_state=False)
+
+
 class PlainFeedForward(nn.Module):
     """Linear, GELU (exact, or OpenAI's approximation "quick_gelu"), linear: the feed-forward layer of the original ViT and CoCa."""
 
@@ -39,7 +54,7 @@ class PlainFeedForward(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        return recomputed(lambda inner: self.fc2(self.activation(inner)), self.fc1(hidden_states))
 
 
 class GatedFeedForward(nn.Module):
@@ -54,7 +69,8 @@ class GatedFeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(nn.functional.gelu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        return recomputed(lambda gate, up: self.down_proj(nn.functional.gelu(gate) * up), gate, up)
 
 
 def build_feed_forward(config) -> nn.Module:

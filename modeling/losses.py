@@ -1,5 +1,6 @@
 """Losses as pure functions, shared by the models of this package. Every loss is computed and returned in fp32."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+
+
+# Rows that make a product with the weight of a vocabulary worth its gradient
+_LEAST_ROWS = 256
 
 
 def is_distributed() -> bool:
@@ -163,28 +167,130 @@ def focal_contrastive_losses(
         return -2 * (modulator * nn.functional.logsigmoid(signed)).sum(dim=1)
 
 
+def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
+class _LossOfLogits(torch.autograd.Function):
+    """Sum over rows of a loss of logits, each a product of states with the weight of a vocabulary.
+
+    Gradients are computed beside the value: both need the distributions of a chunk of rows, and none outlives its chunk.
+
+    Its arguments are `loss`, `chunk_size`, and states and weight of every kind of logits. `loss` takes the slice of a chunk's rows, its
+    logits in fp32, which it may overwrite, and which of their gradients are needed; it returns the sum over the rows and these gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Callable, chunk_size: int, *sides: torch.Tensor) -> torch.Tensor:
+        states, weights = sides[::2], sides[1::2]
+        device = weights[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[0].dtype
+        ctx.gradients = [
+            torch.zeros_like(tensor, dtype=torch.float32) if needed else None
+            for tensor, needed in zip(sides, ctx.needs_input_grad[2:], strict=True)
+        ]
+        weights = tuple(weight.to(dtype) for weight in weights)
+        # Adding to a gradient of the weight's size costs more than the few rows of a chunk: in half precision several share it.
+        block_size = chunk_size if dtype == torch.float32 else chunk_size * math.ceil(_LEAST_ROWS / chunk_size)
+        total = weights[0].new_zeros((), dtype=torch.float32)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(states[0]), block_size):
+                block = [each[start : start + block_size].to(dtype) for each in states]
+                total += _LossOfLogits.block(ctx.gradients, loss, start, block, weights, chunk_size)
+        return total
+
+    @staticmethod
+    def block(
+        gradients: list[torch.Tensor | None],
+        loss: Callable,
+        start: int,
+        states: list[torch.Tensor],
+        weights: tuple[torch.Tensor, ...],
+        chunk_size: int,
+    ) -> torch.Tensor:
+        """The sum over the rows from `start` on, which adds their gradients to those of all."""
+        is_needed = [
+            each is not None or other is not None for each, other in zip(gradients[::2], gradients[1::2], strict=True)
+        ]
+        found = []
+        for first in range(0, len(states[0]), chunk_size):
+            chunk = [each[first : first + chunk_size] for each in states]
+            logits = [
+                (each @ weight.T).float() for each, weight in zip(chunk, weights, strict=True)
+            ]  # (rows, vocab_size)
+            value, parts = loss(slice(start + first, start + first + len(chunk[0])), *logits, is_needed=is_needed)
+            found.append((value, *(None if part is None else part.to(weights[0].dtype) for part in parts)))
+        values, *by_side = zip(*found, strict=True)
+        for side, parts in enumerate(by_side):
+            if not is_needed[side]:
+                continue
+            logit_gradient = parts[0] if len(parts) == 1 else torch.cat(parts)
+            state_gradient, weight_gradient = gradients[2 * side], gradients[2 * side + 1]
+            if state_gradient is not None:
+                state_gradient[start : start + len(logit_gradient)] = logit_gradient @ weights[side]
+            if weight_gradient is not None and logit_gradient.dtype == torch.float32:
+                # No second tensor of the size of the weight
+                torch.addmm(weight_gradient, logit_gradient.T, states[side], out=weight_gradient)
+            elif weight_gradient is not None:
+                weight_gradient += logit_gradient.T @ states[side]
+        return torch.stack(values).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "The gradients of a loss over the vocabulary were handed out: call `backward` once per forward pass."
+            )
+        # In place and without a reference left behind: a second tensor of the weight's size would double the peak.
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, *(None if gradient is None else gradient.mul_(grad_output) for gradient in gradients)
+
+
+def _sum_over_rows(loss: Callable, chunk_size: int, *sides: torch.Tensor) -> torch.Tensor:
+    if not torch.is_grad_enabled():  # which `needs_input_grad` does not know
+        sides = tuple(tensor.detach() for tensor in sides)
+    return _LossOfLogits.apply(loss, chunk_size, *sides)
+
+
+def _as_product(head: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """States and a matrix of `(vocab_size, channels)` whose product are the logits, for any affine head.
+
+    Adapters, quantised and sharded weights know their product with a matrix and its gradient: with the identity it is their own, with
+    zeros their bias, which becomes the weight of a channel of ones.
+    """
+    if type(head) is nn.Linear and head.bias is None and type(head.weight) is nn.Parameter:
+        return states, head.weight
+    identity = torch.eye(states.shape[-1], dtype=states.dtype, device=states.device)
+    products = head(nn.functional.pad(identity, (0, 0, 0, 1)))  # (channels + 1, vocab_size)
+    matrix, bias = products[:-1] - products[-1:], products[-1:]
+    return nn.functional.pad(states, (0, 1), value=1.0), torch.cat([matrix, bias]).T
+
+
 def captioning_loss(
     hidden_states: torch.Tensor,
     labels: torch.Tensor,
-    lm_head: Callable[[torch.Tensor], torch.Tensor],
+    lm_head: nn.Module,
     gather: bool = False,
-    chunk_size: int = 1024,
+    chunk_size: int = 256,
     shifted: bool = False,
+    reserved: slice = slice(0),
 ) -> torch.Tensor:
     """Next-token cross-entropy, mean over the tokens of the whole batch (CoCa, arXiv 2205.01917, eq. 3).
 
-    Vocabulary logits exist for one chunk of tokens at a time: of several, they are recomputed in the backward pass, so peak
-    memory grows with `chunk_size x vocabulary`, not with `batch x length x vocabulary`.
+    Vocabulary logits exist for one chunk of tokens at a time, so peak memory grows with `chunk_size x vocabulary`, not with
+    `batch x length x vocabulary`.
 
     Args:
         hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Decoder outputs.
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
             Token ids; position t is predicted from position t - 1. Targets of -100 are ignored.
-        lm_head: Maps hidden states to vocabulary logits. Called as a module, so adapters on it take part.
+        lm_head (`nn.Module`): Maps hidden states to vocabulary logits; linear, with or without a bias. Adapters on it take part.
         gather (`bool`): Divide by the mean token count of all processes, so that gradients averaged by DDP are those of
             the global batch even where captions differ in length.
         chunk_size (`int`): Tokens per chunk.
         shifted (`bool`): Whether labels already stand where they are predicted: that of position t at t.
+        reserved (`slice`): Ids that are no words, and are never predicted.
 
     Returns:
         `torch.Tensor` of shape `()`; zero if no token is supervised.
@@ -202,143 +308,23 @@ def captioning_loss(
         supervised = targets != -100
         states, targets = states[supervised], targets[supervised]
 
-    def chunk_loss(chunk_states: torch.Tensor, chunk_targets: torch.Tensor) -> torch.Tensor:
-        logits = lm_head(chunk_states).float()
-        return nn.functional.cross_entropy(logits, chunk_targets, ignore_index=-100, reduction="sum")
+    def cross_entropy(rows: slice, logits: torch.Tensor, is_needed: list[bool]) -> tuple[torch.Tensor, list]:
+        logits[:, reserved] = torch.finfo(logits.dtype).min
+        log_probabilities, ids = _log_probabilities(logits), targets[rows, None]
+        is_target = ids != -100
+        ids = ids.clamp(min=0)
+        value = -(log_probabilities.gather(1, ids) * is_target).sum()
+        if not is_needed[0]:
+            return value, [None]
+        gradient = log_probabilities.exp_().mul_(is_target)
+        return value, [gradient.scatter_add_(1, ids, -is_target.to(gradient.dtype))]
 
-    total = states.new_zeros((), dtype=torch.float32)
-    for chunk_states, chunk_targets in zip(states.split(chunk_size), targets.split(chunk_size), strict=True):
-        if torch.is_grad_enabled() and len(states) > chunk_size:  # a single chunk may as well keep its logits
-            total = total + checkpoint(chunk_loss, chunk_states, chunk_targets, use_reentrant=False)
-        else:
-            total = total + chunk_loss(chunk_states, chunk_targets)
-
+    total = _sum_over_rows(cross_entropy, chunk_size, *_as_product(lm_head, states))
     num_tokens = (targets != -100).sum().float()
     if gather and is_distributed():
         dist.all_reduce(num_tokens)
         num_tokens = num_tokens / dist.get_world_size()
     return total / num_tokens.clamp(min=1e-6)
-
-
-def _log_probabilities(
-    states: torch.Tensor, weight: torch.Tensor, temperature: float, reserved: slice
-) -> torch.Tensor:
-    logits = (states @ weight.T).float().div_(temperature)  # (chunk, vocab_size)
-    logits[:, reserved] = torch.finfo(logits.dtype).min
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
-
-
-class _Divergence(torch.autograd.Function):
-    """Sum over rows of KL(target || student) between the softmaxes of two linear maps.
-
-    Gradients are computed beside the value: both need the distributions of a chunk, and none outlives its chunk.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: torch.Tensor,
-        target: torch.Tensor,
-        student_weight: torch.Tensor,
-        target_weight: torch.Tensor,
-        temperature: float,
-        reserved: slice,
-        chunk_size: int,
-    ) -> torch.Tensor:
-        device = student.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_weight.dtype
-        ctx.gradients = [
-            torch.zeros_like(tensor, dtype=torch.float32) if needed else None
-            for tensor, needed in zip(
-                (student, target, student_weight, target_weight), ctx.needs_input_grad, strict=False
-            )
-        ]
-        weights = (student_weight.to(dtype), target_weight.to(dtype))
-        # Adding to a gradient of the weight's size costs more than the few rows of a chunk: in half precision several share it.
-        block_size = chunk_size * (1 if dtype == torch.float32 else 4)
-        total = student.new_zeros((), dtype=torch.float32)
-        with torch.autocast(device, enabled=False):
-            for start in range(0, len(student), block_size):
-                rows = slice(start, start + block_size)
-                states = (student[rows].to(dtype), target[rows].to(dtype))
-                total += _Divergence.block(ctx.gradients, rows, states, weights, temperature, reserved, chunk_size)
-        return total
-
-    @staticmethod
-    def block(
-        gradients: list[torch.Tensor | None],
-        rows: slice,
-        states: tuple[torch.Tensor, torch.Tensor],
-        weights: tuple[torch.Tensor, torch.Tensor],
-        temperature: float,
-        reserved: slice,
-        chunk_size: int,
-    ) -> torch.Tensor:
-        """The sum over some rows, which adds their gradients to those of all."""
-        is_needed = [gradients[side] is not None or gradients[side + 2] is not None for side in (0, 1)]
-        chunks = zip(*(each.split(chunk_size) for each in states), strict=True)
-        found = [_Divergence.chunk(chunk, weights, temperature, reserved, is_needed) for chunk in chunks]
-        divergences, *by_side = zip(*found, strict=True)
-        for side, parts in enumerate(by_side):
-            if not is_needed[side]:
-                continue
-            logit_gradient = parts[0] if len(parts) == 1 else torch.cat(parts)  # (rows, vocab_size)
-            state_gradient, weight_gradient = gradients[side], gradients[side + 2]
-            if state_gradient is not None:
-                state_gradient[rows] = logit_gradient @ weights[side]
-            if weight_gradient is not None and logit_gradient.dtype == torch.float32:
-                weight_gradient.addmm_(logit_gradient.T, states[side])  # no second tensor of the weight's size
-            elif weight_gradient is not None:
-                weight_gradient += logit_gradient.T @ states[side]
-        return torch.stack(divergences).sum()
-
-    @staticmethod
-    def chunk(
-        states: tuple[torch.Tensor, ...],
-        weights: tuple[torch.Tensor, torch.Tensor],
-        temperature: float,
-        reserved: slice,
-        is_needed: list[bool],
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The sum over a few rows, and its gradients of the logits of both sides. In place wherever it can be."""
-        log_student, log_target = (
-            _log_probabilities(*side, temperature, reserved) for side in zip(states, weights, strict=True)
-        )
-        probabilities = log_target.exp()
-        divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
-        divergence = divergences.sum(-1, keepdim=True)
-        of_student = of_target = None
-        if is_needed[0]:
-            of_student = log_student.exp_().sub_(probabilities).div_(temperature).to(weights[0].dtype)
-        if is_needed[1]:
-            of_target = divergences.addcmul_(probabilities, divergence, value=-1)
-            of_target = of_target.div_(temperature).to(weights[1].dtype)
-        return divergence.sum(), of_student, of_target
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError(
-                "The gradients of the visual loss were handed out: call `backward` once per forward pass."
-            )
-        # In place and without a reference left behind: a second tensor of the weight's size would double the peak.
-        gradients, ctx.gradients = ctx.gradients, None
-        return *(None if gradient is None else gradient.mul_(grad_output) for gradient in gradients), None, None, None
-
-
-def _as_product(head: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """States and a matrix of `(vocab_size, channels)` whose product are the logits, for any affine head.
-
-    Adapters, quantised and sharded weights know their product with a matrix and its gradient: with the identity it is their own, with
-    zeros their bias, which becomes the weight of a channel of ones.
-    """
-    if type(head) is nn.Linear and head.bias is None and type(head.weight) is nn.Parameter:
-        return states, head.weight
-    identity = torch.eye(states.shape[-1], dtype=states.dtype, device=states.device)
-    products = head(nn.functional.pad(identity, (0, 0, 0, 1)))  # (channels + 1, vocab_size)
-    matrix, bias = products[:-1] - products[-1:], products[-1:]
-    return nn.functional.pad(states, (0, 1), value=1.0), torch.cat([matrix, bias]).T
 
 
 def visual_modeling_loss(
@@ -391,10 +377,25 @@ def visual_modeling_loss(
         student, target = target, student
     if detach_target:
         target = (target[0].detach(), target[1].detach())
-    tensors: tuple[torch.Tensor, ...] = (student[0], target[0], student[1], target[1])
-    if not torch.is_grad_enabled():  # which `needs_input_grad` does not know
-        tensors = tuple(tensor.detach() for tensor in tensors)
-    total = _Divergence.apply(*tensors, temperature, reserved, chunk_size or max(48, len(hidden_states) // 16))
+
+    def divergence(
+        rows: slice, student: torch.Tensor, target: torch.Tensor, is_needed: list[bool]
+    ) -> tuple[torch.Tensor, list]:
+        for logits in (student, target):
+            logits.div_(temperature)[:, reserved] = torch.finfo(logits.dtype).min
+        log_student, log_target = _log_probabilities(student), _log_probabilities(target)
+        probabilities = log_target.exp()
+        divergences = log_target.sub_(log_student).mul_(probabilities)  # of every token of the vocabulary
+        by_row = divergences.sum(-1, keepdim=True)
+        gradients: list[torch.Tensor | None] = [None, None]
+        if is_needed[0]:
+            gradients[0] = log_student.exp_().sub_(probabilities).div_(temperature)
+        if is_needed[1]:
+            gradients[1] = divergences.addcmul_(probabilities, by_row, value=-1).div_(temperature)
+        return by_row.sum(), gradients
+
+    chunk_size = chunk_size or max(48, len(hidden_states) // 16)
+    total = _sum_over_rows(divergence, chunk_size, *student, *target)
     num_patches = total.new_tensor(float(len(hidden_states)))
     if gather and is_distributed():
         dist.all_reduce(num_patches)

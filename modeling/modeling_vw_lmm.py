@@ -4,7 +4,6 @@ Read from top to bottom: outputs, adapter, model, language model with both heads
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -497,8 +496,9 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         if skip_logits is None:
             skip_logits = self.training and labels is not None
-        lm_head = partial(self.word_logits, self.lm_head)
-        logits = None if skip_logits else lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        logits = None
+        if not skip_logits:
+            logits = self.word_logits(self.lm_head, slice_logits_to_keep(hidden_states, logits_to_keep))
 
         loss = language_loss = visual_loss = None
         if labels is not None:
@@ -509,7 +509,7 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             targets = targets.masked_fill(ignored.to(targets.device), -100)
             targets = supervised_labels(targets, attention_mask, config.text_config.vocab_size, shifted)
             loss = language_loss = captioning_loss(
-                hidden_states, targets, lm_head, gather=self.training, shifted=shifted
+                hidden_states, targets, self.lm_head, gather=self.training, shifted=shifted, reserved=config.reserved
             )
             if config.visual_loss != "none":
                 visual_loss = self._visual_loss(hidden_states, adapted, is_patch, attention_mask)

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 from tests.conftest import converted, random_batch, tiny_mammut, tiny_mammut_config
 from triptych import MammutForConditionalGeneration, MammutModel, MammutTextModel, MammutVisionModel
 from triptych.convert.openmammut import OPENMAMMUT, convert_config
+from triptych.modeling import losses
 from triptych.modeling.cropped_positions import crop_positions, random_position_crops
 from triptych.modeling.transformers_versions import checkpoint_activations
 
@@ -119,11 +120,13 @@ def test_joint_forward_agrees_with_the_dual_encoder_and_weights_the_parts(mammut
 
 
 @torch.no_grad()
-def test_the_image_is_encoded_once_per_step_and_the_head_never_sees_the_contrastive_pass():
+def test_the_image_is_encoded_once_per_step_and_the_head_never_sees_the_contrastive_pass(monkeypatch):
     model = tiny_mammut().train()
-    encoded, scored = [], []
+    encoded, scored, log_probabilities = [], [], losses._log_probabilities
+    monkeypatch.setattr(
+        losses, "_log_probabilities", lambda logits: scored.append(len(logits)) or log_probabilities(logits)
+    )
     model.model.vision_model.layers[0].register_forward_hook(lambda module, args, output: encoded.append(len(output)))
-    model.lm_head.register_forward_hook(lambda module, args, output: scored.append(len(output)))
     batch = random_batch(model.config, lengths=(5, 12, 8))
     model(**batch)
     assert encoded == [3]
