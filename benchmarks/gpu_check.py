@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one script of a few minutes: agreement, kernels, training steps, decoding, memory, sharding, 4 bits.
+"""Everything that needs a GPU, in one script of a few minutes: agreement, training steps, decoding, large batches, sharding, 4 bits.
 
     python benchmarks/gpu_check.py --output outputs/gpu_check.json
     python benchmarks/gpu_check.py --output outputs/gpu_check.json --parts training language
@@ -22,18 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from losses import LOSSES, step_of
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
 
+from losses import LOSSES, step_of
 from timing import median_seconds, peak_gib
 from triptych import GrrCocaConfig, MammutConfig, VwLmmConfig, VwLmmForCausalLM
 from triptych.hub import describe_machine
 from triptych.modeling.modeling_grr_coca import GrrCocaForConditionalGeneration
 from triptych.modeling.modeling_mammut import MammutForConditionalGeneration
 from triptych.modeling.transformers_versions import checkpoint_activations
+from triptych.training.gradient_cache import backward_in_parts
 
 
 # Dense products in bf16, operations per second, by what the names of the devices hold (NVIDIA's data sheets)
@@ -290,6 +292,26 @@ def vocabulary_losses(args: argparse.Namespace) -> Found:
             yield f"{name}, {way}", measure(step_of(loss, sizes), args)
 
 
+def gradient_cache(args: argparse.Namespace) -> Found:
+    """A contrastive batch that comes in parts, beside the same pairs in plain steps that compare each part alone."""
+    accelerator = Accelerator(cpu=args.rehearse, mixed_precision="bf16")
+    model = captioner("grr-coca-tiny", args).train()
+    for count in args.cached:
+        size = min(1024, count // 2)
+        parts = [pairs(model, size, 32, args) for _ in range(count // size)]
+
+        def plain(parts: list[dict] = parts) -> None:
+            for part in parts:
+                train_step(model, part, args, bf16=True)
+
+        ways = {
+            "plain": plain,
+            "cached": partial(backward_in_parts, model, parts, accelerator, {}, lambda part: part),
+        }
+        for name, step in ways.items():
+            yield f"grr-coca-tiny, {count} pairs in parts of {size}, {name}", measure(step, args)
+
+
 def open_clip(args: argparse.Namespace) -> Found:
     """A joint step of CoCa ViT-B/32 beside open_clip's, with the same weights, in bf16 autocast."""
     from peers import both_coca, coca_batch, our_step, their_step
@@ -381,7 +403,18 @@ def free(args: argparse.Namespace) -> None:
 
 PARTS = {
     part.__name__: part
-    for part in (machine, agreement, training, language, decoding, sharding, vocabulary_losses, open_clip, few_bits)
+    for part in (
+        machine,
+        agreement,
+        training,
+        language,
+        decoding,
+        gradient_cache,
+        sharding,
+        vocabulary_losses,
+        open_clip,
+        few_bits,
+    )
 }
 
 
@@ -403,12 +436,12 @@ def main() -> None:
             {"grr-coca-tiny": 2},
             {"tiny": 2},
         )
-        args.num_images, args.num_answers, args.new_tokens, args.repeats = 2, 2, 4, 1
+        args.num_images, args.num_answers, args.new_tokens, args.repeats, args.cached = 2, 2, 4, 1, [4]
     else:
         args.presets = ["grr-coca-base", "mammut-base"]
         args.training = {"grr-coca-base": 256, "grr-coca-large": 96, "mammut-base": 256}
         args.language = {"1 B": 16, "7 B": 16}
-        args.num_images, args.num_answers, args.new_tokens = 64, 16, 32
+        args.num_images, args.num_answers, args.new_tokens, args.cached = 64, 16, 32, [4096, 32_768]
     started, content = time.perf_counter(), {"machine": f"{args.device_name}, {describe_machine()}", "results": {}}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(["machine", *args.parts]):

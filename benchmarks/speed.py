@@ -2,27 +2,32 @@
 
     python benchmarks/speed.py --parts families passes captions visual_words --bf16
     python benchmarks/speed.py --parts captions --presets coca-vit-b-32 --batch_size 2
+    python benchmarks/speed.py --parts large_batches --size base --batch_size 8
     python benchmarks/speed.py --device cuda --size base --batch_size 64 --bf16
 
 On a GPU every table has the memory too that a call needs beside what was there before.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
 
-from timing import median_seconds, peak_gib
+from timing import in_fresh_process, median_seconds, peak_gib, peak_mib
 from triptych import MammutConfig, MammutVisionModel, VwLmmConfig, VwLmmForCausalLM
 from triptych.hub import describe_machine
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.captioners import FAMILIES
+from triptych.training.gradient_cache import backward_in_parts
 
 
 def compare(title: str, functions: dict[str, Callable[[], Any]], args: argparse.Namespace) -> None:
@@ -111,6 +116,49 @@ def steps(args: argparse.Namespace) -> None:
             forward = torch.compile(model) if "compiled" in label else model
             functions[label] = partial(step, forward, batch_for(model, args), args, label != "fp32")
         compare(f"{preset}: training step", functions, args)
+
+
+def parts_of(preset: str, count: int, args: argparse.Namespace) -> tuple[nn.Module, list[dict[str, torch.Tensor]]]:
+    """A model with gradients, and as many batches of `--batch_size` as make a large one of `count` pairs."""
+    model = build(preset, args).train()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return model, [batch_for(model, args) for _ in range(count // args.batch_size)]
+
+
+def in_parts(model: nn.Module, parts: list[dict[str, torch.Tensor]], args: argparse.Namespace) -> None:
+    precision = "bf16" if args.bf16 else "no"
+    accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=precision)
+    backward_in_parts(model, parts, accelerator, {}, lambda part: part)
+
+
+def memory_in_parts(preset: str, count: int, args: argparse.Namespace) -> float:
+    """MiB beside weights, gradients and the pictures; in a process of its own."""
+    model, parts = parts_of(preset, count, args)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = peak_mib()
+    in_parts(model, parts, args)
+    return peak_mib() - before
+
+
+def large_batches(args: argparse.Namespace) -> None:
+    """Gradient caching beside plain steps on as many pairs, each of which compares its own pairs alone; memory by size."""
+    for preset in args.presets:
+        sizes = [factor * args.batch_size for factor in (1, 4, 16)]
+        model, parts = parts_of(preset, sizes[-1], args)
+
+        def plain(model: nn.Module = model, parts: list[dict] = parts) -> None:
+            for part in parts:
+                with autocast(args, args.bf16):
+                    loss = model(**part).loss
+                loss.backward()
+
+        ways = {"plain": plain, "one batch in parts": partial(in_parts, model, parts, args)}
+        compare(f"{preset}: {sizes[-1]} pairs, {args.batch_size} at a time", ways, args)
+        if args.device == "cpu":
+            for size in sizes:
+                mib = in_fresh_process(memory_in_parts, preset, size, args)
+                print(f"  {size} pairs need {mib:.0f} MiB", flush=True)
 
 
 @torch.no_grad()
@@ -216,7 +264,9 @@ def kernels(args: argparse.Namespace) -> None:
                 print(f"  {name:<24} logits {logits:.1e}, image embeddings {embeds:.1e}", flush=True)
 
 
-PARTS = {part.__name__: part for part in (families, passes, steps, captions, answers, visual_words, kernels)}
+PARTS = {
+    part.__name__: part for part in (families, passes, steps, large_batches, captions, answers, visual_words, kernels)
+}
 
 
 def main() -> None:
@@ -242,6 +292,7 @@ def main() -> None:
     args.generation = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "do_sample": False}
     # On a GPU, `generate` compiles with a static cache.
     args.caches = {"cache": {}, "static cache": {"cache_implementation": "static"}}
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # fresh processes give back what they free: peaks are exact
     card = f"{torch.cuda.get_device_name()}, " if args.device == "cuda" else ""
     print(f"batch {args.batch_size}, {args.text_length} tokens, {str(args.dtype)[6:]}, {card}{describe_machine()}")
     for name in args.parts:

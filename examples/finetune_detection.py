@@ -22,7 +22,8 @@ from triptych.evaluation.detector import evaluate_detector
 from triptych.modeling.configuration_base import check_positive
 from triptych.training.cards import card_fields
 from triptych.training.detectors import DetectorArguments, build_detector, train_heads_and_tower
-from triptych.training.engine import Engine, RunArguments, Task
+from triptych.training.engine import Engine, Task
+from triptych.training.run_arguments import RunArguments
 
 
 @dataclass

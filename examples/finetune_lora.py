@@ -27,7 +27,8 @@ from triptych.evaluation.captioner import generate_captions
 from triptych.evaluation.vqa_accuracy import VqaAccuracy
 from triptych.training.adapters import AdapterArguments, add_adapter
 from triptych.training.cards import card_fields
-from triptych.training.engine import Engine, RunArguments, Task
+from triptych.training.engine import Engine, Task
+from triptych.training.run_arguments import RunArguments
 
 
 # Arguments without a meaning, by task

@@ -21,8 +21,9 @@ from triptych.data.video_questions import VideoQuestionDataset, load_video_quest
 from triptych.modeling.configuration_base import check_positive
 from triptych.training.captioners import ModelArguments, config_of, load_or_build, read_json
 from triptych.training.cards import card_fields
-from triptych.training.engine import Engine, RunArguments
+from triptych.training.engine import Engine
 from triptych.training.question_answering import QuestionArguments, texts_of, train_on_questions
+from triptych.training.run_arguments import RunArguments
 
 
 # TubeViT's kernels for 16 frames of 96 x 96 pixels: its strides of 16 frames and 32 pixels would look at a few corners of that.

@@ -16,8 +16,9 @@ from triptych.data.questions import QuestionDataset, load_questions
 from triptych.data.splits import DataArguments
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.cards import card_fields
-from triptych.training.engine import Engine, RunArguments
+from triptych.training.engine import Engine
 from triptych.training.question_answering import QuestionArguments, texts_of, train_on_questions
+from triptych.training.run_arguments import RunArguments
 
 
 # easy-VQA's images are 64 x 64 pixels; patches of 8 show enough of a small shape to tell it from another.

@@ -29,7 +29,8 @@ from triptych.evaluation.captioner import (
 from triptych.modeling.configuration_base import check_positive
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.cards import card_fields
-from triptych.training.engine import Engine, RunArguments, Task
+from triptych.training.engine import Engine, Task
+from triptych.training.run_arguments import RunArguments
 
 
 @dataclass

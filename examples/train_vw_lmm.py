@@ -27,7 +27,8 @@ from triptych.data.splits import refuse_changed
 from triptych.evaluation.answers import answer_questions, answer_table, evaluate_answers
 from triptych.hub import staged, to_json
 from triptych.training.cards import card_fields
-from triptych.training.engine import Engine, RunArguments, check_publishable, write_repository
+from triptych.training.engine import Engine, check_publishable, write_repository
+from triptych.training.run_arguments import RunArguments
 from triptych.training.stages import COMPARISON, StageArguments, build_vw_lmm, load_stage, run_stage, stages_facts
 from triptych.training.study import RESULTS, Run, Study
 

@@ -262,6 +262,41 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
         """Contrastive loss of this batch: the mean of [`contrastive_losses`]."""
         return self.contrastive_losses(image_embeds, text_embeds).mean()
 
+    def contrastive_gradients(
+        self, image_embeds: torch.Tensor, text_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Contrastive loss of a batch that is too large to be embedded with gradient, and the loss's own gradients.
+
+        With them every part of the batch finds its gradients alone (gradient caching, Gao et al. 2021, arXiv 2101.06983).
+
+        Args:
+            image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Normalised embeddings, without gradient.
+            text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Likewise, of their texts.
+
+        Returns:
+            The loss, and its gradients by `image_embeds`, `text_embeds` and the learned scalars, by their names.
+        """
+        if self.training:
+            self.clamp_logit_scale()
+        with torch.enable_grad():
+            by = {"image_embeds": image_embeds.detach(), "text_embeds": text_embeds.detach()}
+            loss = self.contrastive_loss(*(embeds.requires_grad_() for embeds in by.values()))
+            by |= self._contrastive_scalars()
+            gradients = torch.autograd.grad(loss, list(by.values()))
+        return loss.detach(), dict(zip(by, gradients, strict=True))
+
+    def product_with_gradients(
+        self, embeds: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """What has, in place of the loss, the `gradients` of [`contrastive_gradients`] by `embeds` and the learned scalars."""
+        factors = embeds | self._contrastive_scalars()
+        return torch.stack([(factors[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
+
+    def _contrastive_scalars(self) -> dict[str, nn.Parameter]:
+        """Learned scalars of the loss that are trained."""
+        scalars = {name: getattr(self, name, None) for name in ("logit_scale", "logit_bias")}
+        return {name: each for name, each in scalars.items() if each is not None and each.requires_grad}
+
     def _processes_with_negatives(self) -> dist.ProcessGroup | None:
         tp_size = getattr(getattr(self.config, "distributed_config", None), "tp_size", None)
         return processes_with_other_rows(tp_size or 1) if self.training else None
@@ -288,6 +323,16 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
     def get_text_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
         """As that of `model`."""
         return self.model.get_text_features(*args, **kwargs)
+
+    @torch.no_grad()
+    def embed_pairs(self, labels: torch.LongTensor | None = None, **batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised embeddings of the images and texts of a training batch, as a step on it would make them; without gradient."""
+        outputs = self.model(**batch, return_dict=True)
+        return outputs.image_embeds, outputs.text_embeds
+
+    def contrastive_gradients(self, *args, **kwargs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """As that of `model`."""
+        return self.model.contrastive_gradients(*args, **kwargs)
 
     @takes_cache
     @can_return_tuple
@@ -341,8 +386,10 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
                 itself never holds more than a chunk of them.
             interpolate_pos_encoding (`bool`): Accept another image size than the configured one.
             kwargs: Switches of transformers; and `shift_labels`, of the shape of `labels`, beside them: what the captioning loss
-                takes instead, shifted already. (As an argument, `Trainer` would look for it in every batch.) And
-                `texts_per_image` (`int`): so many texts in a row belong to each image, whose keys and values they share.
+                takes instead, shifted already. (As an argument, `Trainer` would look for it in every batch.)
+                `texts_per_image` (`int`): so many texts in a row belong to each image, whose keys and values they share. And of a
+                part of a larger batch `contrastive_gradients`, those of [`contrastive_gradients`], whose product with what they
+                belong to takes the place of the contrastive loss, and `num_caption_tokens`, which the captioning loss divides by.
 
         Raises:
             ValueError: If there is no image, images and texts differ in number, shapes and ids do not fit, or a training step
@@ -368,6 +415,8 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
         skip_logits: bool | None,
         shift_labels: torch.LongTensor | None = None,
         texts_per_image: int = 1,
+        contrastive_gradients: dict[str, torch.Tensor] | None = None,
+        num_caption_tokens: torch.Tensor | None = None,
         **kwargs,
     ) -> CaptionerOutput:
         """`forward`, whose arguments come sorted: `images` is for `get_image_features`, `texts` for `_read_texts`."""
@@ -424,12 +473,23 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
         loss = contrastive = caption = text_embeds = logits_per_text = None
         if labels is not None:
             shifted = shift_labels is not None
-            caption = captioning_loss(hidden_states, targets, self.lm_head, gather=self.training, shifted=shifted)
+            caption = captioning_loss(
+                hidden_states,
+                targets,
+                self.lm_head,
+                gather=self.training,
+                shifted=shifted,
+                num_tokens=num_caption_tokens,
+            )
             loss = config.caption_loss_weight * caption
         if compares:
             text_embeds = unit_vectors(text_features)
             logits_per_text = self.model.similarity(text_embeds, image_embeds)
-            contrastive = self.model.contrastive_loss(image_embeds, text_embeds)
+            if contrastive_gradients is None:
+                contrastive = self.model.contrastive_loss(image_embeds, text_embeds)
+            else:
+                embeds = {"image_embeds": image_embeds, "text_embeds": text_embeds}
+                contrastive = self.model.product_with_gradients(embeds, contrastive_gradients)
             loss = loss + config.contrastive_loss_weight * contrastive
         return CaptionerOutput(
             loss,

@@ -275,6 +275,7 @@ def captioning_loss(
     chunk_size: int = 256,
     shifted: bool = False,
     reserved: slice = slice(0),
+    num_tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Next-token cross-entropy, mean over the tokens of the whole batch (CoCa, arXiv 2205.01917, eq. 3).
 
@@ -291,6 +292,8 @@ def captioning_loss(
         chunk_size (`int`): Tokens per chunk.
         shifted (`bool`): Whether labels already stand where they are predicted: that of position t at t.
         reserved (`slice`): Ids that are no words, and are never predicted.
+        num_tokens (`torch.Tensor` of shape `()`, *optional*): Divide by so many instead of those of this batch, which is a part of
+            a larger one.
 
     Returns:
         `torch.Tensor` of shape `()`; zero if no token is supervised.
@@ -320,10 +323,11 @@ def captioning_loss(
         return value, [gradient.scatter_add_(1, ids, -is_target.to(gradient.dtype))]
 
     total = _sum_over_rows(cross_entropy, chunk_size, *_as_product(lm_head, states))
-    num_tokens = (targets != -100).sum().float()
-    if gather and is_distributed():
-        dist.all_reduce(num_tokens)
-        num_tokens = num_tokens / dist.get_world_size()
+    if num_tokens is None:
+        num_tokens = (targets != -100).sum().float()
+        if gather and is_distributed():
+            dist.all_reduce(num_tokens)
+            num_tokens = num_tokens / dist.get_world_size()
     return total / num_tokens.clamp(min=1e-6)
 
 

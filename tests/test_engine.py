@@ -22,7 +22,8 @@ from tests.processes import logged_losses
 from triptych.data.orders import EpochSampler, GroupedSampler, LengthGroupedSampler
 from triptych.data.pairs import PairCollator
 from triptych.data.splits import DataArguments
-from triptych.training.engine import Engine, RunArguments, Task
+from triptych.training.engine import Engine, Task
+from triptych.training.run_arguments import RunArguments
 
 
 ROOT = Path(__file__).parents[1]

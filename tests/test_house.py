@@ -1,6 +1,7 @@
 """The layout's promises: what travels to the Hub may import only its own folder, and every script has help."""
 
 import ast
+import json
 import re
 import runpy
 import shutil
@@ -66,6 +67,19 @@ def test_models_do_not_import_one_another():
             }
             assert {module for module in modules if module.startswith("modeling_")} <= {f"modeling_{family}"}
             assert {module for module in modules if module.startswith("configuration_")} == {f"configuration_{family}"}
+
+
+def test_the_script_for_gpus_runs_without_one(tmp_path, monkeypatch):
+    """All but what compiles, which takes minutes."""
+    output = tmp_path / "checked.json"
+    parts = ["decoding", "gradient_cache", "sharding", "vocabulary_losses"]
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--output", str(output), "--rehearse", "--parts", *parts])
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    runpy.run_path(str(ROOT / "benchmarks" / "gpu_check.py"), run_name="__main__")
+    results = json.loads(output.read_text())["results"]
+    assert list(results) == ["machine", *parts]
+    assert not [found["error"] for found in results.values() if "error" in found]
+    assert all(found for found in results.values())
 
 
 # What a room of triptych may import of it; scripts may import all.

@@ -47,7 +47,7 @@ from triptych.data.openmoji_questions import GROUNDS, NUMBERS, QUESTIONS, OpenMo
 from triptych.data.orders import LengthGroupedSampler
 from triptych.evaluation.answers import answer_questions
 from triptych.modeling.transformers_versions import checkpoint_activations
-from triptych.training.engine import RunArguments
+from triptych.training.run_arguments import RunArguments
 from triptych.training.stages import STAGES, Stage, StageArguments, load_stage, prepare_stage, run_stage
 from triptych.training.tokenizer import train_tokenizer
 from triptych.visual_words import VisualWordMap, draw_png, readable, visual_word_map

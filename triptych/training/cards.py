@@ -14,7 +14,8 @@ from triptych.hub import describe_machine, portable
 
 
 if TYPE_CHECKING:
-    from triptych.training.engine import Engine, RunArguments
+    from triptych.training.engine import Engine
+from triptych.training.run_arguments import RunArguments
 
 
 _PERMISSIVE = ("apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "mit")

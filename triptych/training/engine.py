@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,17 +24,17 @@ from tqdm.auto import tqdm
 from transformers import AutoProcessor, ProcessorMixin, get_scheduler
 from transformers.utils import logging
 
-from triptych.arguments import argument
 from triptych.data.orders import EpochSampler
 from triptych.data.pictures import input_side
 from triptych.hardware import best_precision
 from triptych.hub import publish, save_adapter, save_repository, to_json
-from triptych.modeling.configuration_base import check_positive
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.cards import run_facts
 from triptych.training.checkpoints import checkpoint_to_resume, keep_adapters_only, load_checkpoint, save_checkpoint
+from triptych.training.gradient_cache import backward_in_parts, reach_through_sharding
 from triptych.training.normalization import DeferredNormalization
 from triptych.training.optimization import TrainingState, weight_decay_groups
+from triptych.training.run_arguments import RunArguments
 from triptych.training.training_log import TrainingLog
 
 
@@ -42,64 +42,6 @@ logger = logging.get_logger(__name__)
 
 # How long a training may wait for its data before it says so: share of its time, and seconds
 _MOST_WAITING, _START_UP = 0.2, 10.0
-
-
-@dataclass
-class RunArguments:
-    """How a script trains; scripts set defaults of their own."""
-
-    output_dir: str = argument(help="Where the finished repository and the checkpoints go.")
-    num_epochs: float = argument(default=1.0, help="Passes over the training split.")
-    max_steps: int | None = argument(default=None, help="Optimiser steps, instead of `num_epochs`.")
-    batch_size: int = argument(default=32, help="Rows per process and step.")
-    gradient_accumulation_steps: int = argument(
-        default=1, help="Batches per optimiser step. Negatives come from one batch, not from all of them."
-    )
-    learning_rate: float = argument(default=5e-4, help="Peak learning rate.")
-    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = argument(
-        default="cosine", help="How the learning rate goes on behind the warm-up."
-    )
-    warmup_ratio: float = argument(default=0.05, help="Share of the steps with a rising learning rate.")
-    weight_decay: float = argument(default=0.1, help="Decay of matrices; nothing else decays.")
-    adam_beta2: float = argument(default=0.98, help="Second moment decay of AdamW.")
-    max_grad_norm: float = argument(default=1.0, help="Gradients are clipped to this norm.")
-    ema_decay: float | None = argument(default=None, help="Average the weights with this decay, and keep the average.")
-    gradient_checkpointing: bool = argument(default=False, help="Trade time for memory.")
-    attn_implementation: str | None = argument(
-        default=None, help="sdpa, eager, ... Default: sdpa; eager on a CPU, faster there on short inputs."
-    )
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = argument(
-        default="auto", help="auto: bf16 where the hardware multiplies it natively."
-    )
-    eval_epochs: float = argument(
-        default=1.0, help="Epochs between evaluations; 0.25: four in every epoch; 0: only at the end."
-    )
-    metric_for_best_model: str | None = argument(
-        default=None,
-        help="Keep the weights of the evaluation with the best of this number, e.g. coca_loss, instead of the last ones. Of losses, "
-        "perplexity and ranks the lowest is best, of others the highest.",
-    )
-    eval_batch_size: int = argument(default=64, help="Rows evaluated at a time.")
-    checkpoint_steps: int = argument(default=500, help="Optimiser steps between checkpoints; 0: none.")
-    num_checkpoints: int = argument(default=1, help="Checkpoints to keep.")
-    resume: bool = argument(default=False, help="Go on from the last checkpoint in output_dir, exactly.")
-    num_workers: int = argument(default=1, help="Processes that read and prepare rows.")
-    report_to: str = argument(default="none", help="Tracker: tensorboard, wandb, trackio, ... or none.")
-    hub_model_id: str | None = argument(
-        default=None, help="Publish the finished repository under this name, owner/name."
-    )
-    hub_private: bool = argument(default=False, help="Create that repository as a private one.")
-    seed: int = argument(default=0, help="Seed of weights, order and augmentation.")
-
-    def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_checkpoints"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        check_positive(self, "max_steps")
-        if self.metric_for_best_model is not None and not self.eval_epochs:
-            raise ValueError("`metric_for_best_model` needs evaluations to choose from: `eval_epochs` is 0.")
-        if self.hub_private and self.hub_model_id is None:
-            raise ValueError("`hub_private` needs `hub_model_id`: nothing is published without it.")
 
 
 @dataclass
@@ -221,6 +163,10 @@ class Engine:
                 f"`batch_size` {args.batch_size} on {accelerator.num_processes} processes needs at least {rows_per_batch} training "
                 f"rows, the data set has {num_rows}."
             )
+        if args.micro_batch_size is not None and not _compares(task.model):
+            raise ValueError(
+                "`micro_batch_size` is for captioners with a contrastive loss; `gradient_accumulation_steps` for all."
+            )
         if task.find_unused_parameters:
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         if args.gradient_checkpointing:
@@ -234,7 +180,7 @@ class Engine:
             task.train_set.set_decode_size(input_side(task.processor))
         loader = DataLoader(
             task.train_set,
-            batch_size=args.batch_size,
+            batch_size=args.micro_batch_size or args.batch_size,
             sampler=self.order,
             drop_last=True,
             collate_fn=self.collator,
@@ -246,7 +192,14 @@ class Engine:
         groups = weight_decay_groups(task.model, args.weight_decay, args.learning_rate, task.learning_rates)
         optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2))
         self.model, self.optimizer, self.loader = accelerator.prepare(task.model, optimizer, loader)
-        self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
+        if args.micro_batch_size is None:
+            self.batches_per_step, self.num_batches = args.gradient_accumulation_steps, len(self.loader)
+        else:  # whole batches only: fewer pairs would be another loss
+            self.batches_per_step = args.batch_size // args.micro_batch_size
+            self.num_batches = len(self.loader) // self.batches_per_step * self.batches_per_step
+            if accelerator.distributed_type == DistributedType.FSDP:
+                reach_through_sharding(self.model)
+        self.steps_per_epoch = math.ceil(self.num_batches / self.batches_per_step)
         self.num_steps = args.max_steps or math.ceil(args.num_epochs * self.steps_per_epoch)
         warmup = round(args.warmup_ratio * self.num_steps)
         self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, warmup, self.num_steps)
@@ -265,6 +218,7 @@ class Engine:
         self.order_facts = {
             "batch_size": args.batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "micro_batch_size": args.micro_batch_size or args.batch_size,
             "number of processes": accelerator.num_processes,
             "number of training rows": num_rows,
             "number of steps": self.num_steps,
@@ -287,19 +241,26 @@ class Engine:
         for each in (self.order, task.train_set):  # accelerate does not reach them behind a resumed, sharded loader
             if hasattr(each, "set_epoch"):
                 each.set_epoch(state.epoch)
-        num_batches, window = len(self.loader), args.gradient_accumulation_steps
+        num_batches, window = self.num_batches, self.batches_per_step
         if state.batch == num_batches:  # the checkpoint was made behind the last batch
             state.batch, state.epoch = 0, state.epoch + 1
             return
         batches = accelerator.skip_first_batches(self.loader, state.batch) if state.batch else self.loader
         self.model.train()
         sums: torch.Tensor | float = 0.0
+        parts: list[Any] = []
         self.step_started = time.perf_counter()
         for batch in self._timed(batches):
             size = min(window, num_batches - state.batch // window * window)  # the last window may be a short one
             is_last = (state.batch + 1) % window == 0 or state.batch + 1 == num_batches
-            with nullcontext() if is_last else accelerator.no_sync(self.model):
-                sums = sums + self._backward(task, batch, size, bool(stop))
+            if args.micro_batch_size is not None:
+                parts.append(batch)
+                if is_last:
+                    sums = self._backward_in_parts(task, parts, bool(stop))
+                    parts = []
+            else:
+                with nullcontext() if is_last else accelerator.no_sync(self.model):
+                    sums = sums + self._backward(task, batch, size, bool(stop))
             state.batch += 1
             if not is_last:
                 continue
@@ -323,6 +284,8 @@ class Engine:
                     raise SystemExit(128 + signal.SIGTERM)
             if is_over:
                 return
+            if state.batch == num_batches:
+                break
             self.step_started = time.perf_counter()
         state.batch, state.epoch = 0, state.epoch + 1
 
@@ -350,6 +313,15 @@ class Engine:
         means = torch.stack([loss.detach().float().reshape(()) for loss in losses]) / size
         counts = torch.tensor([float(is_stopping), float(num_skipped)], device=means.device)
         return torch.cat([counts, means])
+
+    def _backward_in_parts(self, task: Task, parts: list[Any], is_stopping: bool) -> torch.Tensor:
+        """Gradients of a step whose batch passes through the model in parts; the same numbers."""
+        batches = [dict(part) for part in parts]
+        num_skipped = sum(float(batch.pop("num_skipped", 0)) for batch in batches)
+        # On the device all wait as bytes; one at a time becomes floats.
+        found = backward_in_parts(self.model, batches, self.accelerator, task.extra_inputs, self.collator.on_device)
+        losses = [found["loss"], *(found[name] for name in task.loss_parts)]
+        return torch.stack([found["loss"].new_tensor(value) for value in (float(is_stopping), num_skipped)] + losses)
 
     def _step(self, task: Task, sums: torch.Tensor | float) -> tuple[dict[str, float], bool]:
         """One step of the optimiser. Returns the means over batches and processes, and whether a process was told to stop."""
@@ -516,6 +488,10 @@ def check_publishable(args: RunArguments, card: dict[str, Any], base_model: str 
         )
 
 
+def _compares(model: Any) -> bool:
+    return hasattr(model, "contrastive_gradients") and model.config.contrastive_loss_weight != 0
+
+
 @contextmanager
 def _caught_sigterm() -> Iterator[list[int]]:
     """A list that is empty until SIGTERM comes, which schedulers send some time before they kill."""
@@ -527,4 +503,4 @@ def _caught_sigterm() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, previous)
 
 
-__all__ = ["Engine", "RunArguments", "Task", "check_publishable", "write_repository"]
+__all__ = ["Engine", "Task", "check_publishable", "write_repository"]

@@ -23,7 +23,8 @@ from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
 from triptych.processing.processing_vw_lmm import VwLmmProcessor
 from triptych.training.captioners import read_json
 from triptych.training.cards import run_facts
-from triptych.training.engine import Engine, RunArguments, Task
+from triptych.training.engine import Engine, Task
+from triptych.training.run_arguments import RunArguments
 from triptych.training.smollm2 import CHAT_TEMPLATE, smollm2_checkpoint
 
 
