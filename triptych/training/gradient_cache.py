@@ -78,7 +78,10 @@ def backward_in_parts(
         is_last = index + 1 == len(parts)
         state.restore()
         with nullcontext() if is_last else accelerator.no_sync(model):
-            outputs = model(**prepare(part), **extra_inputs, contrastive_gradients=own, num_caption_tokens=num_tokens)
+            with accelerator.autocast():  # a context of its own: the one above holds weights without gradient
+                outputs = model(
+                    **prepare(part), **extra_inputs, contrastive_gradients=own, num_caption_tokens=num_tokens
+                )
             accelerator.backward(outputs.loss)
         caption += outputs.caption_loss.detach()
     config = captioner.config
