@@ -1,4 +1,4 @@
-"""Triptych beside its peers, with the same weights, in one run: open_clip, and transformers' CLIP, BLIP and OWLv2.
+"""Triptych beside its peers, with the same weights, in one run: open_clip, and transformers' CLIP, BLIP, Llava and OWLv2.
 
     pip install -e ".[peers]"
     python benchmarks/peers.py --output_dir outputs/peers
@@ -7,7 +7,7 @@
 Outputs are compared first, where the peer can hold the same weights. Then all take turns; a ratio is peer / ours of one turn, the
 median of all turns counts, with the lowest and the highest beside it. "packed" is the same model behind
 `triptych.hardware.pack_linear_layers`. open_clip up to 3.3.0 cannot write captions beside transformers 5; a checkout of its main branch
-can, with its `src` in PYTHONPATH. Llava is in `speed.py --parts visual_words`, the naive losses in `losses.py`.
+can, with its `src` in PYTHONPATH. Llava's training step is in `speed.py --parts visual_words`, the naive losses in `losses.py`.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from transformers import (
     BlipForConditionalGeneration,
     CLIPVisionConfig,
     CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     Owlv2Config,
     Owlv2ForObjectDetection,
 )
@@ -41,6 +43,8 @@ from triptych import (
     GrrCocaVisionModel,
     MammutConfig,
     MammutForObjectDetection,
+    VwLmmConfig,
+    VwLmmForCausalLM,
 )
 from triptych.convert.conversion import export_open_clip
 from triptych.hardware import pack_linear_layers
@@ -301,6 +305,46 @@ def training(args: argparse.Namespace) -> Iterator[Comparison]:
 
 
 @torch.no_grad()
+def answers(args: argparse.Namespace) -> Iterator[Comparison]:
+    """Answers of 30 tokens beside transformers' Llava with the same weights: SmolLM2-135M's shape, CLIP ViT-B/14 at 336 pixels."""
+    presets = VwLmmConfig.presets()
+    tower = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    config = VwLmmConfig(
+        **presets["vw-lmm-smollm2-135m"]
+        | {
+            "vision_config": presets["vw-lmm-vicuna-7b"]["vision_config"] | tower,
+            "vision_feature_select_strategy": "default",
+        }
+    )
+    same = ("vision_config", "text_config", "vision_feature_layer", "vision_feature_select_strategy")
+    llava = LlavaConfig(**{name: getattr(config, name) for name in same}, image_token_index=config.image_token_id)
+    theirs = LlavaForConditionalGeneration(llava).to(args.device).eval()
+
+    def model() -> VwLmmForCausalLM:
+        ours = VwLmmForCausalLM._from_config(config, attn_implementation="sdpa")
+        missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
+        assert not unexpected
+        assert all(name.startswith("vm_head") for name in missing)
+        return ours.to(args.device).eval()
+
+    row = [1, *[config.image_token_id] * config.image_seq_length, *range(5, 15)]
+    ids = torch.tensor([row] * 4, device=args.device)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": pictures(args, 4, config.vision_config.image_size),
+    }
+    length = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False}
+    forms = {"": model(), **packed(args, model)}
+    ways = {name: partial(form.generate, **inputs, **length) for name, form in forms.items()}
+    generate = partial(theirs.generate, **inputs, **length)
+    alike = (ways[""]() == generate()).float().mean().item()
+    print(f"answers: {alike:.1%} of the ids are those of Llava")
+    title = "answers of 30 tokens to 4 images of 576 patches, SmolLM2-135M"
+    yield from in_turns(args, title, "transformers' Llava", "", generate, ways)
+
+
+@torch.no_grad()
 def detection(args: argparse.Namespace) -> Iterator[Comparison]:
     """A ViT-B/16 at 768 pixels that finds things beside transformers' OWLv2 of the same tower: an image, and 64 names."""
     width = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -343,7 +387,7 @@ def machine(args: argparse.Namespace) -> Iterator[Comparison]:
     yield from ()
 
 
-PARTS = {part.__name__: part for part in (machine, encoding, captions, training, detection)}
+PARTS = {part.__name__: part for part in (machine, encoding, captions, training, answers, detection)}
 HEAD = "| measure | peer | peer / ours | ratio | goal | deviation |\n| --- | --- | --- | --- | --- | --- |"
 
 

@@ -95,8 +95,7 @@ def main() -> None:
         if questions is None:
             return
         model, processor = load_stage(folder)
-        questions.with_images = with_images
-        reading = (accelerator, run_args.eval_batch_size, run_args.num_workers)
+        questions.with_images, reading = with_images, (accelerator, run_args.eval_batch_size, run_args.num_workers)
         answers = answer_questions(model.to(accelerator.device), questions, processor, *reading, max_new_tokens=16)
         results[name] = evaluate_answers(answers, questions.data)
         accelerator.print(f"\n{answer_table(results)}\n", flush=True)
@@ -118,8 +117,8 @@ def main() -> None:
         previous, folder = folder, train(name, folder, output / name)
         stages[name] = folder
     released = "visual words" if names[-1] == "joint" else f"behind the stage {names[-1]}"
-    measure(f"{released}, asked without images", folder, with_images=False)
-    measure(released, folder)
+    for title, with_images in ((f"{released}, asked without images", False), (released, True)):
+        measure(title, folder, with_images)
     if args.compare:
 
         def compare(run: Run, folder: Path, _: Event) -> None:
