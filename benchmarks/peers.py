@@ -102,7 +102,13 @@ def in_turns(
     deviations: dict[str, float] | None = None,
 ) -> Iterator[Comparison]:
     """Time a peer and one or more forms of ours in turns."""
-    seconds = seconds_in_turns({"theirs": theirs, **ours}, args.repeats, args.device)
+
+    def in_precision(function: Callable[[], Any]) -> Any:
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+            return function()
+
+    ways = {name: partial(in_precision, function) for name, function in {"theirs": theirs, **ours}.items()}
+    seconds = seconds_in_turns(ways, args.repeats, args.device)
     for name in ours:
         title = f"{measure}, {name}" if name else measure
         yield Comparison(title, peer, goal, seconds[name], seconds["theirs"], (deviations or {}).get(name))
@@ -127,8 +133,8 @@ def peer_coca() -> str:
 
 
 def packed(args: argparse.Namespace, build: Callable[[], nn.Module]) -> dict[str, nn.Module]:
-    """The form of a model that answers soonest on a CPU; nothing on a GPU."""
-    return {"packed": pack_linear_layers(build())} if args.device == "cpu" else {}
+    """The form of a model that answers soonest on a CPU in fp32; nothing elsewhere."""
+    return {"packed": pack_linear_layers(build())} if args.device == "cpu" and not args.bf16 else {}
 
 
 def pictures(args: argparse.Namespace, count: int, size: int = 224) -> torch.Tensor:
@@ -291,7 +297,7 @@ def training(args: argparse.Namespace) -> Iterator[Comparison]:
                 with FlopCounterMode(display=False) as counter:
                     our_step(ours, batch)
                 rate = counter.get_total_flops() / median(found.ours)
-                share = rate / matrix_rate(torch.float32, args.device)
+                share = rate / matrix_rate(torch.bfloat16 if args.bf16 else torch.float32, args.device)
                 print(
                     f"training step: {rate / 1e9:.0f} G/s are {share:.0%} of what one large product reaches (goal: 70 %)"
                 )
@@ -399,11 +405,14 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=16, help="images encoded at once")
     parser.add_argument("--num_pairs", type=int, default=8, help="pairs of a training step")
     parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument(
+        "--bf16", action="store_true", help="time all under autocast to bf16; outputs are compared in fp32"
+    )
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is here")
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # fresh processes give back what they free: peaks are exact
-    print(f"fp32, {args.repeats} turns, {describe_machine()}")
+    print(f"{'bf16' if args.bf16 else 'fp32'}, {args.repeats} turns, {describe_machine()}")
     found = []
     for name in args.parts:
         for comparison in PARTS[name](args):
