@@ -25,15 +25,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 from transformers.utils import is_flash_attn_2_available
 
 from losses import LOSSES, step_of
+from random_models import captioner, chat_config, chat_model, conversations, pairs
 from timing import median_seconds, peak_gib
-from triptych import GrrCocaConfig, MammutConfig, VwLmmConfig, VwLmmForCausalLM
+from triptych import VwLmmConfig
 from triptych.hub import describe_machine
-from triptych.modeling.modeling_grr_coca import GrrCocaForConditionalGeneration
-from triptych.modeling.modeling_mammut import MammutForConditionalGeneration
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.gradient_cache import backward_in_parts
 
@@ -48,87 +47,28 @@ DATA_SHEETS = {
     "L4": 121e12,
     "4090": 165e12,
 }
-CAPTIONERS = {
-    "grr-coca": (GrrCocaConfig, GrrCocaForConditionalGeneration),
-    "mammut": (MammutConfig, MammutForConditionalGeneration),
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+# of VW-LMM: fields of its tower, of its language model, and others
+SHAPES: dict[str, tuple[dict, dict, dict]] = {
+    "1 B": (
+        {},
+        {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_key_value_heads": 8},
+        {},
+    ),
+    "7 B": ({}, {}, {}),
+    "tiny": (
+        SMALL | {"image_size": 56},
+        SMALL | {"num_key_value_heads": 2, "vocab_size": 256},
+        {"image_token_id": 200, "num_reserved_tokens": 4},
+    ),
 }
-CLIP_L = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
-}  # fmt: skip
-LANGUAGE_1B = {
-    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
-}  # fmt: skip
-TINY_VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 56,
-}
-TINY_LANGUAGE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "vocab_size": 256, "pad_token_id": 0,
-}  # fmt: skip
 Found = Iterator[tuple[str, dict[str, Any]]]
 
 
-def captioner(preset: str, args: argparse.Namespace, attention: str = "sdpa") -> nn.Module:
-    config_class, model_class = CAPTIONERS[preset.rsplit("-", 1)[0]]
-    torch.manual_seed(0)
-    with torch.device(args.device):
-        return model_class._from_config(config_class.from_preset(preset), attn_implementation=attention)
-
-
-def pairs(model: nn.Module, count: int, length: int, args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    size, vocabulary = model.config.vision_config.image_size, model.config.text_config.vocab_size
-    ids = torch.randint(3, vocabulary, (count, min(length, model.config.max_position_embeddings)), device=args.device)
-    pixel_values = torch.randn(count, 3, size, size, device=args.device)
-    return {"pixel_values": pixel_values, "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-
-
-def language_model(shape: str, args: argparse.Namespace, kind: str = "VW-LMM") -> nn.Module:
-    """VW-LMM, or Llava of the same parts, in bf16; towers and VM head frozen as in the last stage."""
-    preset = VwLmmConfig.presets()["vw-lmm-vicuna-7b"]
-    sizes = {"1 B": LANGUAGE_1B, "7 B": {}, "tiny": TINY_LANGUAGE}[shape]
-    vision = TINY_VISION if shape == "tiny" else CLIP_L
-    fields = {
-        **preset,
-        "text_config": {**preset["text_config"], **sizes},
-        "vision_config": {**preset["vision_config"], **vision},
-        "vision_feature_select_strategy": "default",
-        "detach_visual_target": True,
-    }
-    if shape == "tiny":
-        fields |= {"image_token_id": 200, "num_reserved_tokens": 4}
-    config = VwLmmConfig(**fields)
-    torch.manual_seed(0)
-    with torch.device(args.device):
-        if kind == "VW-LMM":
-            model = VwLmmForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16)
-            model.vm_head.requires_grad_(False)
-        else:
-            parts = {"vision_config": config.vision_config, "text_config": config.text_config}
-            theirs = LlavaConfig(**parts, image_token_index=config.image_token_id)
-            model = LlavaForConditionalGeneration._from_config(
-                theirs, attn_implementation="sdpa", dtype=torch.bfloat16
-            )
-    model.model.vision_tower.requires_grad_(False)
-    model.num_image_tokens, model.image_token = config.image_seq_length, config.image_token_id
-    return model
-
-
-def conversations(model: nn.Module, count: int, length: int, args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """An image and as many words, the second half of which is the answer."""
-    ids = torch.randint(10, model.image_token, (count, length), device=args.device)
-    image = torch.full((count, model.num_image_tokens), model.image_token, device=args.device)
-    labels = torch.cat(
-        [torch.full_like(image, -100), ids.masked_fill(torch.arange(length, device=args.device) < length // 2, -100)],
-        1,
-    )
-    size = model.config.vision_config.image_size
-    pixel_values = torch.randn(count, 3, size, size, device=args.device, dtype=torch.bfloat16)
-    ids = torch.cat([image, ids], dim=1)
-    return {"pixel_values": pixel_values, "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+def chat(shape: str) -> VwLmmConfig:
+    """A configuration of the released models' at a size."""
+    vision, text, fields = SHAPES[shape]
+    return chat_config("vw-lmm-vicuna-7b", vision, text, **fields)
 
 
 def train_step(forward: Callable, batch: dict[str, torch.Tensor], args: argparse.Namespace, bf16: bool) -> None:
@@ -185,14 +125,14 @@ def machine(args: argparse.Namespace) -> Found:
 def agreement(args: argparse.Namespace) -> Found:
     """Relative deviation of logits and image embeddings from fp32 with eager attention; TF32 is off, as torch has it."""
     for preset in args.presets:
-        reference = captioner(preset, args, "eager").eval()
-        batch = pairs(reference, 4, 32, args)
+        reference = captioner(preset, args.device, "eager").eval()
+        batch = pairs(reference, 4, 32)
         expected = reference(**batch)
         kinds = ["sdpa", *(["flex_attention"] if args.device == "cuda" else [])]
         kinds += ["flash_attention_2"] * (is_flash_attn_2_available() and args.device == "cuda")
         for attention in kinds:
             for dtype in (torch.float32, torch.bfloat16, torch.float16)[attention == "flash_attention_2" :]:
-                model = captioner(preset, args, attention).to(dtype).eval()
+                model = captioner(preset, args.device, attention).to(dtype).eval()
                 typed = {**batch, "pixel_values": batch["pixel_values"].to(dtype)}
                 found = model(**typed)
                 yield f"{preset}, {attention}, {str(dtype)[6:]}", deviations(found, expected)
@@ -211,35 +151,36 @@ def training(args: argparse.Namespace) -> Found:
     """Steps of the captioners: bf16 autocast, compiled, checkpointed; time, memory, MFU."""
     for preset, count in args.training.items():
         for form in ("bf16", "bf16 compiled", "bf16 checkpointed"):
-            model = captioner(preset, args).train()
-            batch = pairs(model, count, 64, args)
+            model = captioner(preset, args.device).train()
+            batch = pairs(model, count, 64)
             if form == "bf16":
-                needed = operations(model, batch, args, bf16=True)
+                needed = count * operations(model, pairs(model, 1, 64), args, bf16=True)
             if "checkpointed" in form:
                 checkpoint_activations(model)
             forward = torch.compile(model) if "compiled" in form else model
             found = measure_step(forward, model, batch, args, True, count)
             yield f"{preset}, {count} pairs, {form}", with_rates(found, needed, args)
+            del model, forward, batch
             free(args)
 
 
 def language(args: argparse.Namespace) -> Found:
     """Steps of VW-LMM's last stage beside transformers' Llava: weights, activations and gradients in bf16, checkpointed at 7 B."""
     for shape, count in args.language.items():
+        config = chat(shape)
+        batch = conversations(config, count, 8 if shape == "tiny" else 128, args.device, torch.bfloat16)
+        row = {name: tensor[:1] for name, tensor in batch.items()}
         for kind in ("VW-LMM", "Llava"):
             for form in ("eager", "compiled"):
-                model = language_model(shape, args, kind).train()
-                batch = conversations(model, count, 8 if shape == "tiny" else 128, args)
-                needed = operations(model, batch, args, bf16=False)
+                model = chat_model(config, kind, args.device, torch.bfloat16).train()
+                needed = count * operations(model, row, args, bf16=False)
                 if shape == "7 B":
                     checkpoint_activations(model)
                 forward = torch.compile(model) if form == "compiled" else model
                 found = measure_step(forward, model, batch, args, False, count)
-                tokens = batch["input_ids"].shape[1] * found["rows / s"]
-                yield (
-                    f"{kind}, {shape}, {count} rows, {form}",
-                    with_rates(found | {"tokens / s": tokens}, needed, args),
-                )
+                found["tokens / s"] = batch["input_ids"].shape[1] * found["rows / s"]
+                yield f"{kind}, {shape}, {count} rows, {form}", with_rates(found, needed, args)
+                del model, forward
                 free(args)
 
 
@@ -269,15 +210,15 @@ def decoding(args: argparse.Namespace) -> Found:
             yield f"{name}, {'greedy' if beams == 1 else f'{beams} beams'}, {cache}", found | speed
 
     for preset in args.presets:
-        model = captioner(preset, args).to(torch.bfloat16).eval()
-        images = pairs(model, args.num_images, 8, args)["pixel_values"].to(torch.bfloat16)
+        model = captioner(preset, args.device).to(torch.bfloat16).eval()
+        images = pairs(model, args.num_images, 8)["pixel_values"].to(torch.bfloat16)
         for beams in (1, 6):
             yield from compare(preset, model, {"pixel_values": images}, args.num_images, beams)
     shape = next(iter(args.language))
+    inputs = conversations(chat(shape), args.num_answers, 16, args.device, torch.bfloat16)
+    del inputs["labels"]
     for kind in ("VW-LMM", "Llava"):
-        model = language_model(shape, args, kind).eval()
-        inputs = conversations(model, args.num_answers, 16, args)
-        del inputs["labels"]
+        model = chat_model(chat(shape), kind, args.device, torch.bfloat16).eval()
         yield from compare(f"{kind}, {shape}", model, inputs, args.num_answers, 1)
         free(args)
 
@@ -295,10 +236,10 @@ def vocabulary_losses(args: argparse.Namespace) -> Found:
 def gradient_cache(args: argparse.Namespace) -> Found:
     """A contrastive batch that comes in parts, beside the same pairs in plain steps that compare each part alone."""
     accelerator = Accelerator(cpu=args.rehearse, mixed_precision="bf16")
-    model = captioner("grr-coca-tiny", args).train()
+    model = captioner("grr-coca-tiny", args.device).train()
     for count in args.cached:
         size = min(1024, count // 2)
-        parts = [pairs(model, size, 32, args) for _ in range(count // size)]
+        parts = [pairs(model, size, 32) for _ in range(count // size)]
 
         def plain(parts: list[dict] = parts) -> None:
             for part in parts:
@@ -341,8 +282,8 @@ def sharding(args: argparse.Namespace) -> Found:
         for preset in args.presets:
             losses, norms = [], []
             for is_sharded in (False, True):
-                model = captioner(preset, args).train()
-                batch = pairs(model, 8, 32, args)
+                model = captioner(preset, args.device).train()
+                batch = pairs(model, 8, 32)
                 if is_sharded:
                     for layer in (each for each in model.modules() if type(each).__name__ in model._no_split_modules):
                         fully_shard(layer, mesh=mesh)
@@ -370,13 +311,10 @@ def few_bits(args: argparse.Namespace) -> Found:
         raise ImportError("bitsandbytes is not installed")
     from transformers import BitsAndBytesConfig
 
-    torch.manual_seed(0)
-    model = VwLmmForCausalLM(VwLmmConfig.from_preset("vw-lmm-smollm2-135m")).to(args.device, torch.bfloat16).eval()
-    config = model.config
-    size, image = config.vision_config.image_size, [config.image_token_id] * config.image_seq_length
-    ids = torch.tensor([[1, *image, *range(5, 15)]] * 2, device=args.device)
-    pixel_values = torch.randn(2, 3, size, size, device=args.device, dtype=torch.bfloat16)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixel_values}
+    config = VwLmmConfig.from_preset("vw-lmm-smollm2-135m")
+    model = chat_model(config, device=args.device, dtype=torch.bfloat16).eval()
+    inputs = conversations(config, 2, 10, args.device, torch.bfloat16)
+    del inputs["labels"]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         model.save_pretrained(folder)
         expected = model(**inputs).logits.float()

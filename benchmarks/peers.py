@@ -29,12 +29,11 @@ from transformers import (
     BlipForConditionalGeneration,
     CLIPVisionConfig,
     CLIPVisionModel,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
     Owlv2Config,
     Owlv2ForObjectDetection,
 )
 
+from random_models import CLIP_B, chat_config, chat_model, conversations
 from timing import in_fresh_process, peak_mib, seconds_in_turns
 from triptych import (
     GrrCocaConfig,
@@ -43,8 +42,6 @@ from triptych import (
     GrrCocaVisionModel,
     MammutConfig,
     MammutForObjectDetection,
-    VwLmmConfig,
-    VwLmmForCausalLM,
 )
 from triptych.convert.conversion import export_open_clip
 from triptych.hardware import pack_linear_layers
@@ -313,33 +310,18 @@ def training(args: argparse.Namespace) -> Iterator[Comparison]:
 @torch.no_grad()
 def answers(args: argparse.Namespace) -> Iterator[Comparison]:
     """Answers of 30 tokens beside transformers' Llava with the same weights: SmolLM2-135M's shape, CLIP ViT-B/14 at 336 pixels."""
-    presets = VwLmmConfig.presets()
-    tower = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    config = VwLmmConfig(
-        **presets["vw-lmm-smollm2-135m"]
-        | {
-            "vision_config": presets["vw-lmm-vicuna-7b"]["vision_config"] | tower,
-            "vision_feature_select_strategy": "default",
-        }
-    )
-    same = ("vision_config", "text_config", "vision_feature_layer", "vision_feature_select_strategy")
-    llava = LlavaConfig(**{name: getattr(config, name) for name in same}, image_token_index=config.image_token_id)
-    theirs = LlavaForConditionalGeneration(llava).to(args.device).eval()
+    config = chat_config("vw-lmm-smollm2-135m", CLIP_B, {})
+    theirs = chat_model(config, "Llava", args.device).eval()
 
-    def model() -> VwLmmForCausalLM:
-        ours = VwLmmForCausalLM._from_config(config, attn_implementation="sdpa")
+    def model() -> nn.Module:
+        ours = chat_model(config, device=args.device)
         missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
         assert not unexpected
         assert all(name.startswith("vm_head") for name in missing)
-        return ours.to(args.device).eval()
+        return ours.eval()
 
-    row = [1, *[config.image_token_id] * config.image_seq_length, *range(5, 15)]
-    ids = torch.tensor([row] * 4, device=args.device)
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "pixel_values": pictures(args, 4, config.vision_config.image_size),
-    }
+    inputs = conversations(config, 4, 10, args.device)
+    del inputs["labels"]
     length = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False}
     forms = {"": model(), **packed(args, model)}
     ways = {name: partial(form.generate, **inputs, **length) for name, form in forms.items()}

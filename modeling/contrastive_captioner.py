@@ -440,6 +440,10 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
         elif shift_labels is not None:
             raise ValueError("`shift_labels` need `labels`.")
         compares = labels is not None and config.contrastive_loss_weight != 0
+        if contrastive_gradients is not None and not compares:
+            raise ValueError("`contrastive_gradients` need `labels`, and a `contrastive_loss_weight` that is not 0.")
+        if num_caption_tokens is not None and labels is None:
+            raise ValueError("`num_caption_tokens` needs `labels`.")
         if self.training and compares:
             self.model.clamp_logit_scale()
 

@@ -256,11 +256,13 @@ def _sum_over_rows(loss: Callable, chunk_size: int, *sides: torch.Tensor) -> tor
 def _as_product(head: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """States and a matrix of `(vocab_size, channels)` whose product are the logits, for any affine head.
 
-    Adapters, quantised and sharded weights know their product with a matrix and its gradient: with the identity it is their own, with
-    zeros their bias, which becomes the weight of a channel of ones.
+    A bias becomes the weight of a channel of ones. Adapters, quantised and sharded weights know their product with a matrix and its
+    gradient: with the identity it is their own, with zeros their bias. Dropout of an adapter then drops channels of all rows alike.
     """
-    if type(head) is nn.Linear and head.bias is None and type(head.weight) is nn.Parameter:
-        return states, head.weight
+    if type(head) is nn.Linear and type(head.weight) is nn.Parameter:
+        if head.bias is None:
+            return states, head.weight
+        return nn.functional.pad(states, (0, 1), value=1.0), torch.cat([head.weight, head.bias[:, None]], dim=1)
     identity = torch.eye(states.shape[-1], dtype=states.dtype, device=states.device)
     products = head(nn.functional.pad(identity, (0, 0, 0, 1)))  # (channels + 1, vocab_size)
     matrix, bias = products[:-1] - products[-1:], products[-1:]

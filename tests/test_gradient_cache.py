@@ -147,3 +147,17 @@ def test_a_model_that_compares_nothing_is_refused(tmp_path):
     task.model.config.contrastive_loss_weight = 0.0
     with pytest.raises(ValueError, match="`gradient_accumulation_steps` for all"):
         Engine(arguments(tmp_path, batch_size=6, micro_batch_size=2)).train(task)
+
+
+def test_gradients_that_nothing_would_use_are_refused():
+    model = tiny_model()
+    batch = random_batch(model.config)
+    given = {"contrastive_gradients": {"image_embeds": torch.zeros(3, 1)}}
+    without = {name: value for name, value in batch.items() if name != "labels"}
+    with pytest.raises(ValueError, match="`contrastive_gradients` need `labels`"):
+        model(**without, **given)
+    with pytest.raises(ValueError, match="`num_caption_tokens` needs `labels`"):
+        model(**without, num_caption_tokens=torch.tensor(3.0))
+    model.config.contrastive_loss_weight = 0.0
+    with pytest.raises(ValueError, match="`contrastive_loss_weight` that is not 0"):
+        model(**batch, **given)

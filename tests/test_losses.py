@@ -75,6 +75,19 @@ def test_chunked_captioning_loss_equals_the_plain_one_in_value_and_gradient():
             torch.testing.assert_close(found, wanted)
 
 
+def test_a_large_bias_does_not_cost_precision_in_bf16():
+    """A weight of 0.05 vanishes in bf16 once a bias of 40 is added to it."""
+    torch.manual_seed(0)
+    head, states = nn.Linear(16, 50), torch.randn(2, 9, 16, requires_grad=True)
+    nn.init.normal_(head.weight, std=0.05)
+    nn.init.constant_(head.bias, 40.0)
+    labels = torch.randint(0, 50, (2, 9))
+    expected = torch.autograd.grad(captioning_loss(states, labels, head), states)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(captioning_loss(states, labels, head), states)[0]
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
 def test_captioning_loss_without_a_supervised_token_is_zero_and_touches_the_head():
     head, states = nn.Linear(4, 5), torch.randn(1, 3, 4, requires_grad=True)
     loss = captioning_loss(states, torch.full((1, 3), -100), head)

@@ -68,10 +68,11 @@ def test_clips_are_pictures_too(tokenizer):
     "image_processor",
     [
         CLIPImageProcessor(**SIZE, do_normalize=False),
+        CLIPImageProcessor(**SIZE, do_normalize=False, do_rescale=False, image_mean=None, image_std=None),
         CLIPImageProcessor(**SIZE, do_pad=True, pad_size={"height": 32, "width": 32}),
         Owlv2ImageProcessor(size={"height": 32, "width": 32}),
     ],
-    ids=["not normalised", "padded behind", "resized as floats"],
+    ids=["not normalised", "bytes for the model", "padded behind", "resized as floats"],
 )
 def test_what_cannot_be_deferred_stays(image_processor, tokenizer):
     processor = GrrCocaProcessor(image_processor, tokenizer)
@@ -88,3 +89,5 @@ def test_the_side_of_an_input():
     ):
         image_processor = CLIPImageProcessor(**{**SIZE, **options})
         assert input_side(type("Processor", (), {"image_processor": image_processor})()) == side
+    of_areas = type("Areas", (), {"size": {"min_pixels": 3136, "max_pixels": 100_000}})()
+    assert input_side(type("Processor", (), {"image_processor": of_areas})()) is None

@@ -49,16 +49,16 @@ class PictureRows(Dataset):
     decode_size: float | None = None
 
     def set_decode_size(self, size: float) -> None:
-        """Decode larger JPEGs faster, as [`decode_image`] does, since they become inputs of `size` pixels; for training."""
+        """Decode larger JPEGs faster, as [`decode_image`] does, since inputs have `size` pixels each way; to train on."""
         self.decode_size = size
 
 
-def input_side(processor: ProcessorMixin) -> int:
-    """The longest side of what a processor makes of a picture, in pixels."""
+def input_side(processor: ProcessorMixin) -> int | None:
+    """The longest side of what a processor makes of a picture, in pixels, if it names sides."""
     image_processor: Any = processor.image_processor  # type: ignore[attr-defined]
     given = [dict(getattr(image_processor, name, None) or {}) for name in ("size", "crop_size")]
     names = ("height", "width", "shortest_edge", "longest_edge")
-    return max(sides[name] for sides in given for name in names if sides.get(name) is not None)
+    return max((sides[name] for sides in given for name in names if sides.get(name) is not None), default=None)
 
 
 def orientation_of(image: dict[str, Any]) -> int:

@@ -150,7 +150,8 @@ class Engine:
         if state.data_seconds > max(_START_UP, _MOST_WAITING * state.seconds):
             share = f"{state.data_seconds / state.seconds:.0%}"
             logger.warning(
-                f"{share} of the time went into waiting for data; more processes prepare it sooner: `num_workers` is {self.args.num_workers}."
+                f"{share} of the time went into waiting for data; more processes prepare it sooner: `num_workers` is "
+                f"{self.args.num_workers}."
             )
 
     def _prepare(self, task: Task) -> None:
@@ -176,8 +177,9 @@ class Engine:
 
         self.order = EpochSampler(num_rows, args.seed) if task.order is None else task.order
         self.collator = DeferredNormalization(task.collator)
-        if hasattr(task.train_set, "set_decode_size"):
-            task.train_set.set_decode_size(input_side(task.processor))
+        side = input_side(task.processor)
+        if side is not None and hasattr(task.train_set, "set_decode_size"):
+            task.train_set.set_decode_size(side)
         loader = DataLoader(
             task.train_set,
             batch_size=args.micro_batch_size or args.batch_size,

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from triptych.modeling.inputs import supervised_labels
+
 
 class _RandomState:
     """The generators as they are now, to draw the same dropout again."""
@@ -63,7 +65,9 @@ def backward_in_parts(
             embeds.append(captioner.embed_pairs(**prepare(part), **extra_inputs))
         image_embeds, text_embeds = (torch.cat(each) for each in zip(*embeds, strict=True))
         contrastive, gradients = captioner.contrastive_gradients(image_embeds, text_embeds)
-    num_tokens = torch.stack([(part["labels"][:, 1:] != -100).sum() for part in parts]).sum().float()
+    vocab_size = captioner.config.text_config.vocab_size
+    targets = [supervised_labels(part["labels"], part.get("attention_mask"), vocab_size)[:, 1:] for part in parts]
+    num_tokens = torch.stack([(each != -100).sum() for each in targets]).sum().float()
     num_tokens = accelerator.reduce(num_tokens, "mean").clamp(min=1)
 
     shares = {

@@ -35,7 +35,8 @@ class DeferredNormalization:
         return image_processor
 
     def _is_equal(self) -> bool:
-        if not hasattr(self.image_processor, "rescale_and_normalize"):  # as without torchvision
+        own = self.image_processor
+        if not hasattr(own, "rescale_and_normalize") or not (own.do_rescale and own.do_normalize):  # or no torchvision
             return False
         picture = Image.effect_noise((40, 24), 64).convert("RGB")
         expected, found = (
@@ -59,9 +60,8 @@ class DeferredNormalization:
         """The batch, wherever it is by now, as the model wants it."""
         if not self.is_deferred:
             return batch
-        return {
-            name: self._normalize(value) if name.startswith("pixel_values") else value for name, value in batch.items()
-        }
+        names = [name for name in ("pixel_values", "pixel_values_videos") if name in batch]
+        return batch | {name: self._normalize(batch[name]) for name in names if batch[name].dtype == torch.uint8}
 
 
 __all__ = ["DeferredNormalization"]
