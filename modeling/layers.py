@@ -42,6 +42,12 @@ def recomputed(project: Callable[..., torch.Tensor], *inner: torch.Tensor) -> to
     return checkpoint(project, *inner, use_reentrant=False, preserve_rng_state=False)
 
 
+def autocast_once(states: torch.Tensor) -> torch.Tensor:
+    """Under autocast in its precision, for what several linear layers read: autocast would make, and keep, a copy for each."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+
+
 class PlainFeedForward(nn.Module):
     """Linear, GELU (exact, or OpenAI's approximation "quick_gelu"), linear: the feed-forward layer of the original ViT and CoCa."""
 
@@ -69,6 +75,7 @@ class GatedFeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = autocast_once(hidden_states)
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
         return recomputed(lambda gate, up: self.down_proj(nn.functional.gelu(gate) * up), gate, up)
 
@@ -262,12 +269,13 @@ class Attention(nn.Module):
     def _self_attention_states(
         self, hidden_states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None, layer_past: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rotated_states = hidden_states
+        plain_states = rotated_states = autocast_once(hidden_states)
         if rotary is not None and self.config.rope_placement == "pre_proj":
             rotated_states = apply_rotary(self._split_heads(hidden_states), rotary).transpose(1, 2).flatten(2)
+            rotated_states = autocast_once(rotated_states)
         query = self._split_heads(self.q_proj(rotated_states))
         key = self._split_heads(self.k_proj(rotated_states))
-        value = self._split_heads(self.v_proj(hidden_states))
+        value = self._split_heads(self.v_proj(plain_states))
         if rotary is not None and self.config.rope_placement == "post_proj":
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         if layer_past is not None:
@@ -283,6 +291,7 @@ class Attention(nn.Module):
         if layer_past is not None and layer_past.is_updated.get(self.layer_idx):
             cached = layer_past.cross_attention_cache.layers[self.layer_idx]
             return query, cached.keys, cached.values
+        key_value_states = autocast_once(key_value_states)
         key = self._split_heads(self.k_proj(key_value_states))
         value = self._split_heads(self.v_proj(key_value_states))
         if layer_past is not None:
