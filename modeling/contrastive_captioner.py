@@ -18,9 +18,10 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .caption_generation import CaptionGenerationMixin, ImageCache, has_cached_image, select_images
+from .contrastive_losses import processes_with_other_rows
 from .inputs import check_training_has_labels, padding_mask, supervised_labels
 from .layers import PatchEmbeddings, slice_logits_to_keep
-from .losses import captioning_loss, processes_with_other_rows
+from .losses import captioning_loss
 from .self_contained import SelfContainedModel
 from .transformers_versions import CACHE_NAME, takes_cache
 
@@ -254,13 +255,16 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
         """
         self.logit_scale.clamp_(0.0, self.config.logit_scale_max)
 
-    def contrastive_losses(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-        """Contrastive loss of every pair of this batch; while training, negatives come from all processes. Each model has its own."""
+    def contrastive_losses(
+        self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, per_pair: bool = True
+    ) -> torch.Tensor:
+        """Contrastive loss of every pair of this batch, or their mean; while training, negatives come from all processes. Each model
+        has its own."""
         raise NotImplementedError
 
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Contrastive loss of this batch: the mean of [`contrastive_losses`]."""
-        return self.contrastive_losses(image_embeds, text_embeds).mean()
+        return self.contrastive_losses(image_embeds, text_embeds, per_pair=False)
 
     def contrastive_gradients(
         self, image_embeds: torch.Tensor, text_embeds: torch.Tensor

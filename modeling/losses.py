@@ -1,8 +1,7 @@
-"""Losses as pure functions, shared by the models of this package. Every loss is computed and returned in fp32."""
+"""Losses over a vocabulary as pure functions, shared by the models of this package. Every one is computed and returned in fp32."""
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,154 +16,6 @@ _LEAST_ROWS = 256
 def is_distributed() -> bool:
     """Whether this process trains together with others."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-@cache
-def _every_so_many(world: dist.ProcessGroup, step: int) -> Any:
-    ranks = list(range(dist.get_world_size(world)))
-    return dist.new_subgroups_by_enumeration([ranks[first::step] for first in range(step)])[0]
-
-
-def processes_with_other_rows(tp_size: int = 1) -> dist.ProcessGroup | None:
-    """This process and those that train on other rows; None where there are none.
-
-    The `tp_size` neighbours that share a model by tensor parallelism all have the same rows: of them, one is enough.
-    """
-    if not is_distributed() or dist.get_world_size() == tp_size:
-        return None
-    return dist.group.WORLD if tp_size == 1 else _every_so_many(dist.group.WORLD, tp_size)
-
-
-def _first_row(image_embeds: torch.Tensor, text_embeds: torch.Tensor, group: dist.ProcessGroup | None) -> int:
-    """The row of this process's first pair among those of all processes of the group; 0 if there is none.
-
-    Raises:
-        ValueError: If images and texts of this process, or the pairs of the processes, differ in number; on every process.
-    """
-    num_images, num_texts = len(image_embeds), len(text_embeds)
-    if group is not None:  # before anything is refused: a process that left alone would leave the others waiting
-        counts = image_embeds.new_tensor([num_images, num_texts], dtype=torch.long)
-        by_process = [torch.empty_like(counts) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(by_process, counts, group)
-        numbers = torch.stack(by_process).tolist()
-        if len({number for row in numbers for number in row}) > 1:
-            raise ValueError(
-                "Negatives from all processes need equally many images and texts on each: got (images, texts) "
-                f"{[tuple(row) for row in numbers]} by process. Drop the last incomplete batch, or let it begin anew."
-            )
-    if num_images != num_texts or num_images == 0:
-        raise ValueError(
-            "A contrastive loss needs equally many images and texts, at least one of each: got "
-            f"{num_images} `image_embeds` and {num_texts} `text_embeds`."
-        )
-    return 0 if group is None else dist.get_rank(group) * num_images
-
-
-class _AllGather(torch.autograd.Function):
-    """Rows of all processes of a group, one process after another. Gradients of all of them reach the owner of a row."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, rows.contiguous(), group)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
-        gradient = grad_output.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
-
-
-def contrastive_losses(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    logit_scale: torch.Tensor,
-    reduction: str = "mean",
-    group: dist.ProcessGroup | None = None,
-) -> torch.Tensor:
-    """Softmax contrastive loss of every matching image-text pair (CoCa, arXiv 2205.01917, eq. 2); their mean is that of the batch.
-
-    With a `group`, every process scores its own rows against the pairs of all its processes. The mean over processes is the
-    loss of the global batch, and so are the gradients that DDP averages.
-
-    Args:
-        image_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): L2-normalised image embeddings.
-        text_embeds (`torch.Tensor` of shape `(num_pairs, projection_dim)`): Their texts' embeddings, normalised.
-        logit_scale (`torch.Tensor` of shape `(1,)`): Inverse temperature (the exponential of the learned parameter).
-        reduction (`"mean"` or `"sum"`): Mean (open_clip) or sum (the paper) of the two directions.
-        group (`ProcessGroup`, *optional*): Take negatives from its processes, with gradient. All must hold equally many pairs.
-
-    Returns:
-        `torch.Tensor` of shape `(num_pairs,)`.
-
-    Raises:
-        ValueError: If the numbers of images and texts, or those of the processes, differ or are zero, or `reduction` is unknown.
-    """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'`reduction` must be "mean" or "sum", got {reduction!r}.')
-    image_embeds, text_embeds, logit_scale = image_embeds.float(), text_embeds.float(), logit_scale.float()
-    first_row = _first_row(image_embeds, text_embeds, group)
-    all_image_embeds, all_text_embeds = image_embeds, text_embeds
-    if group is not None:
-        all_image_embeds, all_text_embeds = (_AllGather.apply(x, group) for x in (image_embeds, text_embeds))
-    targets = torch.arange(first_row, first_row + len(image_embeds), device=image_embeds.device)
-    with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
-        image_to_text = nn.functional.cross_entropy(
-            logit_scale * image_embeds @ all_text_embeds.T, targets, reduction="none"
-        )
-        text_to_image = nn.functional.cross_entropy(
-            logit_scale * text_embeds @ all_image_embeds.T, targets, reduction="none"
-        )
-    losses = image_to_text + text_to_image
-    return losses / 2 if reduction == "mean" else losses
-
-
-def focal_contrastive_losses(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    logit_scale: torch.Tensor,
-    logit_bias: torch.Tensor | None = None,
-    gamma: float = 1.0,
-    group: dist.ProcessGroup | None = None,
-) -> torch.Tensor:
-    """Focal sigmoid contrastive loss of every matching image-text pair (MaMMUT, arXiv 2303.16839, section 3.2).
-
-    With logits x and p = sigmoid(x) for the pair of a row, 1 - sigmoid(x) for all others, every element costs
-    -(1 - p)^gamma log p. A pair costs the sum of its row, and their mean is the loss of the batch. The two directions of the
-    paper have equal sums, so a row counts twice. gamma = 0 is binary cross-entropy.
-
-    With a `group`, every process scores its own images against the texts of all its processes, as in [`contrastive_losses`].
-
-    Args:
-        image_embeds, text_embeds, logit_scale, group: As in [`contrastive_losses`].
-        logit_bias (`torch.Tensor` of shape `(1,)`, *optional*): Added to every logit (SigLIP, arXiv 2303.15343); the paper
-            has none.
-        gamma (`float`): Focusing exponent. Not printed in the paper; 1.0 in the authors' RO-ViT code.
-
-    Returns:
-        `torch.Tensor` of shape `(num_pairs,)`.
-
-    Raises:
-        ValueError: If the numbers of images and texts, or those of the processes, differ or are zero.
-    """
-    image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
-    first_row = _first_row(image_embeds, text_embeds, group)
-    num_pairs = len(image_embeds)
-    all_text_embeds = text_embeds if group is None else _AllGather.apply(text_embeds, group)
-    with torch.autocast(image_embeds.device.type, enabled=False):  # which would multiply in half precision
-        logits = logit_scale.float() * image_embeds @ all_text_embeds.T  # (num_pairs, pairs of all processes)
-        if logit_bias is not None:
-            logits = logits + logit_bias.float()
-        # The sign makes every element a positive one: p = sigmoid(signed), 1 - p = sigmoid(-signed).
-        rows = torch.arange(num_pairs, device=logits.device)
-        sign = -torch.ones_like(logits)
-        sign[rows, first_row + rows] = 1.0
-        signed = sign * logits
-        # (1 - p)^gamma through its logarithm: no power of zero, whose gradient is infinite for gamma < 1
-        modulator = (gamma * nn.functional.logsigmoid(-signed)).exp()
-        return -2 * (modulator * nn.functional.logsigmoid(signed)).sum(dim=1)
 
 
 def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -409,10 +260,4 @@ def visual_modeling_loss(
     return total / num_patches.clamp(min=1e-6)
 
 
-__all__ = [
-    "captioning_loss",
-    "contrastive_losses",
-    "focal_contrastive_losses",
-    "processes_with_other_rows",
-    "visual_modeling_loss",
-]
+__all__ = ["captioning_loss", "is_distributed", "visual_modeling_loss"]

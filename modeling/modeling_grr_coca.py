@@ -21,6 +21,7 @@ from .contrastive_captioner import (
     DualEncoder,
     VisionTowerOutput,
 )
+from .contrastive_losses import contrastive_losses
 from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask, tokens_first
 from .layers import (
     Attention,
@@ -32,7 +33,6 @@ from .layers import (
     resize_position_table,
     rotary_embedding,
 )
-from .losses import contrastive_losses
 from .towers import TowerMixin
 from .transformers_versions import takes_cache
 
@@ -436,7 +436,9 @@ class GrrCocaModel(DualEncoder, GrrCocaPreTrainedModel):
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
 
-    def contrastive_losses(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    def contrastive_losses(
+        self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, per_pair: bool = True
+    ) -> torch.Tensor:
         """InfoNCE of every pair of this batch (CoCa eq. 2); while training, negatives come from all processes."""
         return contrastive_losses(
             image_embeds,
@@ -444,6 +446,7 @@ class GrrCocaModel(DualEncoder, GrrCocaPreTrainedModel):
             self.logit_scale.exp(),
             reduction=self.config.contrastive_reduction,
             group=self._processes_with_negatives(),
+            per_pair=per_pair,
         )
 
 

@@ -26,6 +26,7 @@ from .contrastive_captioner import (
     DualEncoderOutput,
     VisionTowerOutput,
 )
+from .contrastive_losses import contrastive_losses, focal_contrastive_losses
 from .cropped_positions import random_position_crops
 from .inputs import check_pixel_values, check_texts, default_position_ids, padding_mask, tokens_first
 from .layers import (
@@ -37,7 +38,6 @@ from .layers import (
     learned_scalar,
     resize_position_table,
 )
-from .losses import contrastive_losses, focal_contrastive_losses
 from .towers import TowerMixin
 from .transformers_versions import takes_cache
 from .video_tubes import TubeEmbedding, fixed_positions, tube_centers
@@ -433,14 +433,16 @@ class MammutModel(DualEncoder, MammutPreTrainedModel):
         images["interpolate_pos_encoding"], texts["inputs_embeds"] = interpolate_pos_encoding, inputs_embeds
         return self._compare(images, texts, return_loss, **kwargs)
 
-    def contrastive_losses(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    def contrastive_losses(
+        self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, per_pair: bool = True
+    ) -> torch.Tensor:
         """Focal or InfoNCE loss of every pair of this batch (section 3.2); while training, negatives come from all processes."""
-        scale, group = self.logit_scale.exp(), self._processes_with_negatives()
+        scale = self.logit_scale.exp()
+        options = {"group": self._processes_with_negatives(), "per_pair": per_pair}
         if self.config.contrastive_loss_type == "softmax":
-            return contrastive_losses(image_embeds, text_embeds, scale, group=group)
-        return focal_contrastive_losses(
-            image_embeds, text_embeds, scale, self.logit_bias, gamma=self.config.focal_gamma, group=group
-        )
+            return contrastive_losses(image_embeds, text_embeds, scale, **options)
+        gamma = self.config.focal_gamma
+        return focal_contrastive_losses(image_embeds, text_embeds, scale, self.logit_bias, gamma, **options)
 
 
 class MammutForConditionalGeneration(ContrastiveCaptioner, MammutPreTrainedModel):

@@ -6,7 +6,8 @@ from torch import nn
 
 from tests.conftest import random_batch, tiny_mammut, tiny_model
 from tests.processes import run_in_processes
-from triptych.modeling.losses import captioning_loss, contrastive_losses, focal_contrastive_losses
+from triptych.modeling.contrastive_losses import contrastive_losses, focal_contrastive_losses
+from triptych.modeling.losses import captioning_loss
 
 
 def test_contrastive_loss_is_the_definition_and_sum_is_twice_the_mean():
@@ -45,6 +46,33 @@ def test_focal_loss_without_focus_is_binary_cross_entropy():
     logits = 9 * images @ texts.T
     expected = 2 * nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(6), reduction="sum") / 6
     torch.testing.assert_close(focal_contrastive_losses(images, texts, torch.tensor(9.0), gamma=0.0).mean(), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 15, 36])
+@pytest.mark.parametrize("kind", ["softmax", "sum", "focal", "sigmoid with bias"])
+def test_the_mean_in_chunks_has_the_value_and_the_gradients_of_all_pairs(kind, chunk, monkeypatch):
+    images, texts = normalised(7)
+    scale, bias = torch.tensor([9.0]), torch.tensor([-2.0])
+    loss = {
+        "softmax": lambda images, texts, scale, bias, **how: contrastive_losses(images, texts, scale, **how),
+        "sum": lambda images, texts, scale, bias, **how: contrastive_losses(images, texts, scale, "sum", **how),
+        "focal": lambda images, texts, scale, bias, **how: focal_contrastive_losses(images, texts, scale, **how),
+        "sigmoid with bias": lambda *inputs, **how: focal_contrastive_losses(*inputs, gamma=0.0, **how),
+    }[kind]
+    inputs = [each.requires_grad_() for each in (images, texts, scale, bias)]
+    used = inputs if kind == "sigmoid with bias" else inputs[:3]
+    expected = loss(*inputs)
+    gradients = torch.autograd.grad(3 * expected.mean(), used)
+    monkeypatch.setattr("triptych.modeling.contrastive_losses._CHUNK", chunk)
+    torch.testing.assert_close(loss(*inputs), expected)
+    found = loss(*inputs, per_pair=False)
+    torch.testing.assert_close(found, expected.mean())
+    torch.testing.assert_close(torch.autograd.grad(3 * found, used), gradients)
+    with torch.no_grad():
+        torch.testing.assert_close(loss(*inputs, per_pair=False), expected.mean())
+    scale.requires_grad_(False)  # as a locked temperature
+    (gradient,) = torch.autograd.grad(3 * loss(*inputs, per_pair=False), [images])
+    torch.testing.assert_close(gradient, gradients[0])
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])

@@ -7,7 +7,7 @@ from transformers.distributed import DistributedConfig
 
 from tests.conftest import random_batch, tiny_mammut, tiny_model, tiny_vw_lmm, vw_lmm_batch
 from tests.processes import run_in_processes
-from triptych.modeling.losses import contrastive_losses, processes_with_other_rows
+from triptych.modeling.contrastive_losses import contrastive_losses, processes_with_other_rows
 
 
 MODELS = {
