@@ -32,6 +32,8 @@ from timing import seconds_in_turns
 from triptych import GrrCocaProcessor
 from triptych.data.pairs import ImageCaptionDataset, PairCollator
 from triptych.data.pictures import decode_image
+from triptych.data.shards import open_shards
+from triptych.data.streams import PairStream
 from triptych.hub import describe_machine
 from triptych.training.normalization import DeferredNormalization
 
@@ -199,6 +201,68 @@ def loading(args: argparse.Namespace) -> None:
         compare(f"batches from one process, JPEG of {name}", ours, ways, len(files), args.repeats)
 
 
+def write_shards(folder: Path, files: list[bytes], num_shards: int = 4) -> list[str]:
+    """Pictures and their captions in tar files."""
+    from webdataset import TarWriter
+
+    names = [str(folder / f"{number:05d}.tar") for number in range(num_shards)]
+    for shard, name in enumerate(names):
+        with TarWriter(name) as writer:
+            for number in range(shard, len(files), num_shards):
+                caption = f"{CAPTION}, number {number}"
+                writer.write({"__key__": f"{number:09d}", "jpg": files[number], "txt": caption, "json": {"a": number}})
+    return names
+
+
+def shards(args: argparse.Namespace) -> None:
+    """The same batches out of tar shards; open_clip's pipeline put together from webdataset as its training does it."""
+    import open_clip
+    import webdataset
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    processor = GrrCocaProcessor(CLIPImageProcessor(), clip_tokenizer())
+    collator = PairCollator(processor)
+    deferred = DeferredNormalization(collator)
+    transform, tokenizer = open_clip.image_transform(SIZE, is_train=True), open_clip.get_tokenizer("ViT-B-32")
+
+    def ours(names: list[str], collate: Callable, decode_size: int | None) -> None:
+        stream = PairStream([open_shards(names)], crop_scale=0.9, num_passes=1)
+        if decode_size is not None:
+            stream.set_decode_size(decode_size)
+        for batch in StatefulDataLoader(stream, batch_size=64, num_workers=1, collate_fn=collate):
+            deferred.on_device(batch)
+
+    def theirs(names: list[str], *finish: Callable) -> None:
+        pipeline = webdataset.DataPipeline(
+            webdataset.SimpleShardList(names),
+            webdataset.split_by_worker,
+            webdataset.tarfile_to_samples(),
+            webdataset.shuffle(bufsize=1000, initial=100),
+            webdataset.decode("pilrgb"),
+            webdataset.rename(image="jpg;png;jpeg;webp", text="txt"),
+            *finish,
+        )
+        for _ in DataLoader(pipeline, batch_size=None, num_workers=1):
+            pass
+
+    transformed = (
+        webdataset.map_dict(image=transform, text=lambda text: tokenizer(text)[0]),
+        webdataset.to_tuple("image", "text"),
+        webdataset.batched(64, partial=False),
+    )
+    decoded = (webdataset.to_tuple("text"), webdataset.batched(64, partial=False))
+    for name, files in photographs(args.images, args.num_rows).items():
+        with tempfile.TemporaryDirectory() as folder:
+            names = write_shards(Path(folder), files)
+            ways = {
+                "triptych": partial(ours, names, deferred, SIZE),
+                "triptych, whole pictures": partial(ours, names, deferred, None),
+                "open_clip": partial(theirs, names, *transformed),
+                "webdataset alone: pictures decoded, nothing else": partial(theirs, names, *decoded),
+            }
+            compare(f"batches out of tar shards, JPEG of {name}", "triptych", ways, len(files), args.repeats)
+
+
 def waiting(args: argparse.Namespace) -> None:
     """Train the models of the demos for a moment; which share of a step does it wait for its batch?"""
     print("\n| training | seconds / step | waits for its data |\n| --- | --- | --- |")
@@ -228,7 +292,7 @@ def waiting(args: argparse.Namespace) -> None:
         train("a detector on scenes", "finetune_detection.py", "detector", *source)
 
 
-PARTS = {part.__name__: part for part in (pictures, texts, loading, waiting)}
+PARTS = {part.__name__: part for part in (pictures, texts, loading, shards, waiting)}
 
 
 def main() -> None:

@@ -36,7 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_beams", type=int, default=4, help="beams of the caption search")
     parser.add_argument("--questions", type=Path, help="folder of examples/finetune_vqa.py: show its answers too")
     parser.add_argument("--num_questions", type=int, default=24, help="questions to show")
-    parser.add_argument("--dataset", help="where the pairs lie, if they are a folder or file of yours")
+    parser.add_argument(
+        "--dataset", help="where the pairs lie, if they are a folder or file of yours; of a stream: shards to show"
+    )
     parser.add_argument("--questions_dataset", help="likewise for --questions")
     parser.add_argument("--seed", type=int, default=0, help="which pictures are drawn")
     return parser.parse_args()
@@ -47,6 +49,22 @@ def held_out(load: Any, trained: dict[str, Any], dataset: str | None, **options:
     names = [name for name in trained if name.endswith("_column")] + ["eval_split", "on_bad_row", "seed"]
     options |= {name: trained[name] for name in names}
     return load(dataset or trained["dataset"], trained["dataset_config"], **options)["test"]
+
+
+def held_out_pairs(trained: dict[str, Any], dataset: str | None, image_size: int) -> Dataset:
+    """The pairs that a pretraining held out, or the shards that are named instead."""
+    from triptych.data.pairs import ImageCaptionDataset
+    from triptych.data.shards import open_shards, shard_files
+    from triptych.data.streams import table_of
+    from triptych.training.pair_sets import PairArguments, load_sets
+
+    if trained["streaming"] and dataset is not None:
+        columns = (trained["image_column"], trained["caption_column"])
+        rows = table_of(open_shards(shard_files(dataset)["train"], *columns), trained["max_eval_rows"])
+        return ImageCaptionDataset(rows, on_corrupt_image=trained["on_corrupt_image"])
+    fields = {name: trained[name] for name in PairArguments.__dataclass_fields__}
+    arguments = PairArguments(**fields | ({"dataset": dataset} if dataset is not None else {}))
+    return load_sets(arguments, image_size, trained["seed"])[1][""]
 
 
 def answer_sample(args: argparse.Namespace, accelerator: Accelerator) -> dict[str, Any]:
@@ -87,20 +105,13 @@ def main() -> None:
     encoder = AutoModel.from_pretrained(args.repository, **loading)
     processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
 
-    from triptych.data.emoji_scenes import EmojiPictures
-    from triptych.data.pairs import ImageCaptionDataset, load_pairs
     from triptych.evaluation.captioner import retrieval_ranks
     from triptych.evaluation.sharing import evaluating, map_rows
     from triptych.visual_words import data_url, write_page
 
     trained = json.loads((args.repository / "training_arguments.json").read_text())
     size = captioner.config.vision_config.image_size
-    if trained["dataset"] == "openmoji-scenes":
-        pairs: Dataset = EmojiPictures("test", size, pair_share=0.0, thing_repeats=1)
-    else:
-        data = held_out(load_pairs, trained, args.dataset, image_size=size)
-        options = {name: trained[name] for name in ("image_column", "caption_column", "on_corrupt_image")}
-        pairs = ImageCaptionDataset(data, **options)
+    pairs = held_out_pairs(trained, args.dataset, size)
     items = [item for item in (pairs[index] for index in range(len(pairs))) if not item["num_skipped"]]
     order = random.Random(args.seed).sample(range(len(items)), len(items))
     shown, queries = order[: args.num_captions], order[-args.num_queries :]
@@ -138,7 +149,7 @@ def main() -> None:
     plot_curve(log, figure.subplots())
     values = {
         "name": args.repository.resolve().name,
-        "dataset": trained["dataset"],
+        "dataset": " + ".join(trained["mixture"]) or trained["dataset"],
         "pairs": items,
         "num_parameters": captioner.num_parameters(),
         "metrics": metrics,

@@ -22,6 +22,7 @@ from tests.processes import logged_losses
 from triptych.data.orders import EpochSampler, GroupedSampler, LengthGroupedSampler
 from triptych.data.pairs import PairCollator
 from triptych.data.splits import DataArguments
+from triptych.data.streams import StreamArguments
 from triptych.training.engine import Engine, Task
 from triptych.training.run_arguments import RunArguments
 
@@ -291,9 +292,15 @@ def test_no_argument_is_accepted_and_ignored(script):
     tree = ast.parse((ROOT / "examples" / f"{script}.py").read_text(encoding="utf-8"))
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     read |= names_read(ROOT / "triptych" / "training") | {"report_to"}
-    calls = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "loading"
-    ]
+    trees = [tree]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("triptych.training."):
+            trees.append(ast.parse((ROOT / f"{node.module.replace('.', '/')}.py").read_text(encoding="utf-8")))
+    nodes = [node for each in trees for node in ast.walk(each)]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "loading"]
+    if any(issubclass(kind, StreamArguments) for kind in argument_classes(module)):
+        streams = ast.parse((ROOT / "triptych" / "data" / "streams.py").read_text(encoding="utf-8"))
+        read |= {node.attr for node in ast.walk(streams) if isinstance(node, ast.Attribute)}
     if calls:  # whose result goes to a loader, which knows what it takes
         (data,) = (kind for kind in argument_classes(module) if issubclass(kind, DataArguments))
         read |= {"dataset_config", "eval_split", "on_bad_row", *data.columns()}
@@ -313,6 +320,12 @@ def test_no_argument_is_accepted_and_ignored(script):
         ("pretrain", "--max_train_rows 0", "`max_train_rows` must be at least 1, got 0"),
         ("pretrain", "--model_name_or_path base --vocab_size 300", "`vocab_size=300` belongs to a model from scratch"),
         ("pretrain", "--tokenizer gpt2 --vocab_size 300", "`vocab_size=300` is of a tokenizer trained here"),
+        (
+            "pretrain",
+            "--streaming --dataset a --num_epochs 3",
+            "`num_epochs` counts passes, a stream is counted in steps",
+        ),
+        ("pretrain", "--streaming --dataset a --validation_split b", "is for data sets that fit into a table"),
         ("pretrain", "--group_column page", "`group_column='page'` is for data of your own"),
         ("finetune_vqa", "--on_bad_row skip", "`on_bad_row='skip'` is for data of your own"),
         ("finetune_detection", "--model_name_or_path a --dataset b --on_bad_row skip", "is for `train_annotations`"),

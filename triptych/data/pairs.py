@@ -1,18 +1,16 @@
 """Image-caption pairs from any source, as the model wants them."""
 
-import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import datasets
 import torch
 from datasets import DatasetDict
-from PIL import Image
 from transformers import ProcessorMixin
 
 from triptych.data.openmoji import load_openmoji_captions
 from triptych.data.picture_sets import PICTURE_SETS, load_picture_set
-from triptych.data.pictures import CorruptImageError, PictureRows, decode_image
+from triptych.data.pictures import CorruptImageError, PictureRows, decode_image, random_crop
 from triptych.data.rows import text_or_texts
 from triptych.data.splits import load_splits
 
@@ -119,9 +117,6 @@ class ImageCaptionDataset(PictureRows):
         """Change the random crops; call it before iterating."""
         self.epoch = epoch
 
-    def set_decode_size(self, size: float) -> None:
-        super().set_decode_size(size / self.crop_scale**0.5)  # a crop still has `size` pixels
-
     def captions(self) -> list[str]:
         """The caption of every pair; no image is looked at."""
         return [each[position] for each, (_, position) in zip(self.references(), self.pairs, strict=True)]
@@ -130,13 +125,6 @@ class ImageCaptionDataset(PictureRows):
         """All captions of the image of every pair."""
         captions = list(self.data[self.caption_column])
         return [[captions[row]] if isinstance(captions[row], str) else captions[row] for row, _ in self.pairs]
-
-    def _crop(self, image: Image.Image, index: int) -> Image.Image:
-        rng = random.Random(f"{self.seed}-{self.epoch}-{index}")
-        side = rng.uniform(self.crop_scale, 1.0) ** 0.5
-        width, height = max(1, round(side * image.width)), max(1, round(side * image.height))
-        left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
-        return image.crop((left, top, left + width, top + height))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         num_skipped = 0
@@ -150,8 +138,7 @@ class ImageCaptionDataset(PictureRows):
                 num_skipped += 1
                 if self.on_corrupt_image == "error" or num_skipped == len(self.pairs):
                     raise
-        if self.crop_scale < 1.0:
-            image = self._crop(image, index)
+        image = random_crop(image, self.crop_scale, f"{self.seed}-{self.epoch}-{index}")
         caption = item[self.caption_column]
         caption = caption if isinstance(caption, str) else caption[position]
         return {"image": image, "caption": caption, "num_skipped": num_skipped}

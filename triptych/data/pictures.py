@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ class CorruptImageError(ValueError):
     """An image of the data set cannot be read."""
 
 
-def decode_image(image: dict[str, Any] | None, row: int, decode_size: float | None = None) -> Image.Image:
+def decode_image(image: dict[str, Any] | None, place: int | str, decode_size: float | None = None) -> Image.Image:
     """An image of a `datasets` row that was not decoded yet (`datasets.Image(decode=False)`), upright, as RGB.
 
     Args:
         image (`dict`): With `bytes` or `path`.
-        row (`int`): For the error.
+        place (`int` or `str`): For the error: number of the row, or where the picture is.
         decode_size (`float`, *optional*): Height and width that suffice. A JPEG that is at least twice as large is decoded at a half,
             a quarter or an eighth of its size, which takes a fraction of the time; its pixels then differ a little from those of the
             whole picture reduced by the processor. Not for evaluation.
@@ -40,17 +41,36 @@ def decode_image(image: dict[str, Any] | None, row: int, decode_size: float | No
             return to_rgb(opened)
     except Exception as error:  # Pillow's plugins raise what they like, decompression bombs included
         name = (image or {}).get("path") or "without a file name"
-        raise CorruptImageError(f"Image {name} (row {row}) cannot be read: {error}") from error
+        place = f"row {place}" if isinstance(place, int) else place
+        raise CorruptImageError(f"Image {name} ({place}) cannot be read: {error}") from error
 
 
 class PictureRows(Dataset):
     """Rows that decode their pictures when they are asked for."""
 
     decode_size: float | None = None
+    crop_scale: float = 1.0
 
     def set_decode_size(self, size: float) -> None:
         """Decode larger JPEGs faster, as [`decode_image`] does, since inputs have `size` pixels each way; to train on."""
-        self.decode_size = size
+        self.decode_size = size / self.crop_scale**0.5  # a crop still has `size` pixels
+
+
+def random_crop(image: Image.Image, smallest_share: float, seed: str) -> Image.Image:
+    """A part of a picture with its proportions.
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        smallest_share (`float`): Of its area; at 1.0 the whole picture comes back.
+        seed (`str`): Which part; the same seed gives the same part.
+    """
+    if smallest_share >= 1.0:
+        return image
+    rng = random.Random(seed)
+    side = rng.uniform(smallest_share, 1.0) ** 0.5
+    width, height = max(1, round(side * image.width)), max(1, round(side * image.height))
+    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+    return image.crop((left, top, left + width, top + height))
 
 
 def input_side(processor: ProcessorMixin) -> int | None:
@@ -83,4 +103,12 @@ def picture_ids(data: datasets.Dataset, image_column: str) -> list[str]:
     return list(images.map(digest, remove_columns=[image_column], desc="pictures")["picture_id"])
 
 
-__all__ = ["CorruptImageError", "PictureRows", "decode_image", "input_side", "orientation_of", "picture_ids"]
+__all__ = [
+    "CorruptImageError",
+    "PictureRows",
+    "decode_image",
+    "input_side",
+    "orientation_of",
+    "picture_ids",
+    "random_crop",
+]

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,14 +31,19 @@ class DataArguments:
     )
     dataset_license: str | None = argument(default=None, help="Licence of your data, for the card.")
 
+    @property
+    def data_name(self) -> str:
+        """What the data are called, in cards and errors."""
+        return self.dataset
+
     def __post_init__(self) -> None:
-        if self.dataset in STATEMENTS:
+        if self.data_name in STATEMENTS:
             names = ["dataset_config", "dataset_license", "on_bad_row", *self.columns()]
-            refuse_changed(self, names, f"is for data of your own; {self.dataset!r} has one form")
-            splits = STATEMENTS[self.dataset].splits
+            refuse_changed(self, names, f"is for data of your own; {self.data_name!r} has one form")
+            splits = STATEMENTS[self.data_name].splits
             if self.eval_split not in splits:
                 raise ValueError(
-                    f"`eval_split` of {self.dataset!r} must be one of {', '.join(splits)}, got {self.eval_split!r}."
+                    f"`eval_split` of {self.data_name!r} must be one of {', '.join(splits)}, got {self.eval_split!r}."
                 )
 
     @classmethod
@@ -64,9 +69,11 @@ def refuse_changed(args: Any, names: Iterable[str], reason: str) -> None:
     Raises:
         ValueError: If one of them is not at its default.
     """
-    defaults = {each.name: each.default for each in fields(args)}
+    of_field = {each.name: each for each in fields(args)}
     for name in names:
-        if getattr(args, name) != defaults[name]:
+        default: Any = of_field[name].default_factory
+        default = of_field[name].default if default is MISSING else default()
+        if getattr(args, name) != default:
             raise ValueError(f"`{name}={getattr(args, name)!r}` {reason}.")
 
 

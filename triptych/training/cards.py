@@ -1,5 +1,6 @@
 """The facts of a training run, from which the templates in `model_cards/runs/` write its card. Every number was measured by that run."""
 
+import math
 import os
 import shlex
 import sys
@@ -73,7 +74,7 @@ def card_fields(arguments: list[Any], args: "RunArguments", pipeline_tag: str, t
     """
     name = Path(args.output_dir).resolve().name
     own = {key: value for each in arguments for key, value in asdict(each).items()}
-    data = statement_of(arguments[0].dataset, arguments[0].dataset_license)
+    data = statement_of(getattr(arguments[0], "data_name", arguments[0].dataset), arguments[0].dataset_license)
     base = own.get("model_name_or_path")
     license_id, origin = combined_license(data.license, base)
     return {
@@ -98,9 +99,10 @@ def run_facts(engine: "Engine") -> dict[str, Any]:
     """How a run went, a line of its card each."""
     args, state, accelerator = engine.args, engine.state, engine.accelerator
     batch = args.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    epochs = state.step / engine.steps_per_epoch
+    # a stream, whose steps per epoch are infinite, has none
+    epochs = f"{state.step / engine.steps_per_epoch:.3g} epochs, " if engine.steps_per_epoch < math.inf else ""
     facts = {
-        "rows seen": f"{state.step * batch:,} ({epochs:.3g} epochs, {state.step:,} steps, batch {batch})",
+        "rows seen": f"{state.step * batch:,} ({epochs}{state.step:,} steps, batch {batch})",
         "optimiser": (
             f"AdamW, peak learning rate {args.learning_rate:g}, weight decay {args.weight_decay:g} on matrices, "
             f"{args.lr_scheduler_type} schedule with {args.warmup_ratio:.0%} warm-up"

@@ -19,16 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, ProcessorMixin, get_scheduler
 from transformers.utils import logging
 
-from triptych.data.orders import EpochSampler
 from triptych.data.pictures import input_side
+from triptych.data.streams import PairStream
 from triptych.hardware import best_precision
 from triptych.hub import publish, save_adapter, save_repository, to_json
 from triptych.modeling.transformers_versions import checkpoint_activations
+from triptych.training.batches import RowBatches, StreamBatches
 from triptych.training.cards import run_facts
 from triptych.training.checkpoints import checkpoint_to_resume, keep_adapters_only, load_checkpoint, save_checkpoint
 from triptych.training.gradient_cache import backward_in_parts, reach_through_sharding
@@ -39,6 +40,8 @@ from triptych.training.training_log import TrainingLog
 
 
 logger = logging.get_logger(__name__)
+
+ARGUMENTS_FILE = "training_arguments.json"  # comes with the finished repository
 
 # How long a training may wait for its data before it says so: share of its time, and seconds
 _MOST_WAITING, _START_UP = 0.2, 10.0
@@ -52,7 +55,7 @@ class Task:
         name (`str`): Of the run in trackers, and of the card's template in `model_cards/runs/`.
         model (`PreTrainedModel` or `PeftModel`): What is trained, as far as its parameters require gradients.
         processor (`ProcessorMixin`): Of the model.
-        train_set (`Dataset`): Rows by index. If it has `set_epoch`, it is told the epoch; if `set_decode_size`, the size of inputs.
+        train_set (`Dataset`): Rows by index, or a [`PairStream`]. If it has `set_epoch`, it is told the epoch; if `set_decode_size`, the size of inputs.
         collator (`Callable`): From rows to the arguments of the model's `forward`; `num_skipped`, if there, is counted.
         loss_parts (`tuple[str, ...]`): Outputs of the model, or entries of its `loss_dict`, that are logged beside the loss.
         evaluate (`Callable`, *optional*): From a model, and whether this is the last evaluation, to flat numbers.
@@ -89,6 +92,7 @@ class Engine:
 
     Raises:
         ValueError: If `output_dir` holds checkpoints of an earlier run and `resume` is not set, or the other way round.
+        SystemExit: If `resume` is "auto" and the run is finished.
     """
 
     def __init__(self, args: RunArguments):
@@ -104,10 +108,16 @@ class Engine:
         if args.gradient_accumulation_steps > 1 and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError("`gradient_accumulation_steps` must be 1 with DeepSpeed, which has its own.")
         shared = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # which looks for it in a loader
+            deepspeed: Any = self.accelerator.state.deepspeed_plugin
+            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = args.micro_batch_size or args.batch_size
         if args.metric_for_best_model is not None and self.accelerator.distributed_type in shared:
             raise ValueError("`metric_for_best_model` is not for weights that processes share out (FSDP, DeepSpeed).")
         set_seed(args.seed)
         self.checkpoint = checkpoint_to_resume(self.checkpoints, args.resume)
+        if args.resume == "auto" and self.checkpoint is None and (self.output_dir / ARGUMENTS_FILE).exists():
+            self.accelerator.print(f"{self.output_dir} is finished.")
+            raise SystemExit(0)
         self.state = TrainingState()
         self.data_seconds = 0.0  # that the current step has waited for its batches
         self.model: Any = None
@@ -158,12 +168,6 @@ class Engine:
         """Order, optimiser, schedule, log; and where the checkpoint was, if there is one."""
         args, accelerator, state = self.args, self.accelerator, self.state
         check_publishable(args, task.card, task.base_model)
-        num_rows, rows_per_batch = len(task.train_set), args.batch_size * accelerator.num_processes  # type: ignore[arg-type]
-        if num_rows < rows_per_batch:
-            raise ValueError(
-                f"`batch_size` {args.batch_size} on {accelerator.num_processes} processes needs at least {rows_per_batch} training "
-                f"rows, the data set has {num_rows}."
-            )
         if args.micro_batch_size is not None and not _compares(task.model):
             raise ValueError(
                 "`micro_batch_size` is for captioners with a contrastive loss; `gradient_accumulation_steps` for all."
@@ -175,34 +179,26 @@ class Engine:
         attention = "eager" if accelerator.device.type == "cpu" else "sdpa"
         task.model.set_attn_implementation(args.attn_implementation or attention)
 
-        self.order = EpochSampler(num_rows, args.seed) if task.order is None else task.order
         self.collator = DeferredNormalization(task.collator)
         side = input_side(task.processor)
         if side is not None and hasattr(task.train_set, "set_decode_size"):
             task.train_set.set_decode_size(side)
-        loader = DataLoader(
-            task.train_set,
-            batch_size=args.micro_batch_size or args.batch_size,
-            sampler=self.order,
-            drop_last=True,
-            collate_fn=self.collator,
-            num_workers=args.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            # Its own generator: the global one belongs to dropout, which a resumed run must continue exactly.
-            generator=torch.Generator().manual_seed(args.seed),
-        )
+        self.batches: RowBatches | StreamBatches
+        if isinstance(task.train_set, PairStream):
+            self.batches = StreamBatches(task.train_set, self.collator, args, accelerator)
+        else:
+            self.batches = RowBatches(task.train_set, task.order, self.collator, args, accelerator)
         groups = weight_decay_groups(task.model, args.weight_decay, args.learning_rate, task.learning_rates)
         optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2))
-        self.model, self.optimizer, self.loader = accelerator.prepare(task.model, optimizer, loader)
-        if args.micro_batch_size is None:
-            self.batches_per_step, self.num_batches = args.gradient_accumulation_steps, len(self.loader)
-        else:  # whole batches only: fewer pairs would be another loss
+        self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
+        self.num_batches, self.batches_per_step = self.batches.num_batches, args.gradient_accumulation_steps
+        if args.micro_batch_size is not None:
             self.batches_per_step = args.batch_size // args.micro_batch_size
-            self.num_batches = len(self.loader) // self.batches_per_step * self.batches_per_step
             if accelerator.distributed_type == DistributedType.FSDP:
                 reach_through_sharding(self.model)
-        self.steps_per_epoch = math.ceil(self.num_batches / self.batches_per_step)
-        self.num_steps = args.max_steps or math.ceil(args.num_epochs * self.steps_per_epoch)
+            if self.num_batches < math.inf:  # whole batches only: fewer pairs would be another loss
+                self.num_batches -= self.num_batches % self.batches_per_step
+        self.steps_per_epoch, self.num_steps, self.eval_every = self._schedule()
         warmup = round(args.warmup_ratio * self.num_steps)
         self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, warmup, self.num_steps)
         accelerator.register_for_checkpointing(self.scheduler, state)
@@ -222,12 +218,12 @@ class Engine:
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "micro_batch_size": args.micro_batch_size or args.batch_size,
             "number of processes": accelerator.num_processes,
-            "number of training rows": num_rows,
+            **self.batches.facts,
             "number of steps": self.num_steps,
             "seed": args.seed,
         }
         if self.checkpoint is not None:
-            load_checkpoint(self.checkpoint, accelerator, self.order_facts)
+            load_checkpoint(self.checkpoint, accelerator, self.batches, self.order_facts)
             accelerator.print(f"Resuming from {self.checkpoint} at step {state.step} of {self.num_steps}.")
         path = self.output_dir / "training_log.jsonl"
         self.log = TrainingLog(path, accelerator, state, self.steps_per_epoch, resume=self.checkpoint is not None)
@@ -236,24 +232,36 @@ class Engine:
         config = {key: value if isinstance(value, plain) else to_json(value) for key, value in config.items()}
         accelerator.init_trackers(task.name, config=config)
 
+    def _schedule(self) -> tuple[float, int, int | None]:
+        """Steps of an epoch, of the run, and between evaluations."""
+        args = self.args
+        if self.num_batches == math.inf:
+            if args.max_steps is None:
+                raise ValueError("A stream has no end: say with `max_steps` how long to train.")
+            if args.metric_for_best_model is not None and args.eval_steps is None:
+                raise ValueError(
+                    "`metric_for_best_model` needs evaluations to choose from: say with `eval_steps` when."
+                )
+            return math.inf, args.max_steps, args.eval_steps
+        steps = math.ceil(self.num_batches / self.batches_per_step)
+        every = args.eval_steps or (max(1, round(args.eval_epochs * steps)) if args.eval_epochs else None)
+        return steps, args.max_steps or math.ceil(args.num_epochs * steps), every
+
     def _epoch(self, task: Task, stop: list[int]) -> Iterator[dict[str, float]]:
         """The steps that are left of the current epoch; numbers of each."""
         args, accelerator, state = self.args, self.accelerator, self.state
-        self.loader.set_epoch(state.epoch)
-        for each in (self.order, task.train_set):  # accelerate does not reach them behind a resumed, sharded loader
-            if hasattr(each, "set_epoch"):
-                each.set_epoch(state.epoch)
         num_batches, window = self.num_batches, self.batches_per_step
         if state.batch == num_batches:  # the checkpoint was made behind the last batch
             state.batch, state.epoch = 0, state.epoch + 1
             return
-        batches = accelerator.skip_first_batches(self.loader, state.batch) if state.batch else self.loader
+        batches = self.batches.epoch(state.epoch, state.batch)
         self.model.train()
         sums: torch.Tensor | float = 0.0
         parts: list[Any] = []
         self.step_started = time.perf_counter()
         for batch in self._timed(batches):
-            size = min(window, num_batches - state.batch // window * window)  # the last window may be a short one
+            # the last window may be a short one
+            size = int(min(window, num_batches - state.batch // window * window))
             is_last = (state.batch + 1) % window == 0 or state.batch + 1 == num_batches
             if args.micro_batch_size is not None:
                 parts.append(batch)
@@ -269,17 +277,14 @@ class Engine:
             numbers, is_stopping = self._step(task, sums)
             sums = 0.0
             yield numbers
-            every = max(1, round(args.eval_epochs * self.steps_per_epoch))
             is_over, chooses = state.step == self.num_steps, args.metric_for_best_model is not None
-            if (chooses and is_over) or (args.eval_epochs and state.step % every == 0 and not is_over):
+            if chooses if is_over else self.eval_every is not None and state.step % self.eval_every == 0:
                 results = self.evaluate(task, is_last=False)
                 if chooses:
                     self._keep_best(results)
             if is_stopping or (args.checkpoint_steps and state.step % args.checkpoint_steps == 0):
                 self._count_time()
-                saved = save_checkpoint(
-                    self.checkpoints, accelerator, task.processor, state.step, args.num_checkpoints, self.order_facts
-                )
+                saved = self._save(task)
                 if is_stopping:
                     accelerator.print(f"Stopped by SIGTERM; go on with `resume` from {saved}.")
                     accelerator.end_training()
@@ -290,6 +295,10 @@ class Engine:
                 break
             self.step_started = time.perf_counter()
         state.batch, state.epoch = 0, state.epoch + 1
+
+    def _save(self, task: Task) -> Path:
+        parts = (self.accelerator, self.batches, task.processor, self.state.step)
+        return save_checkpoint(self.checkpoints, *parts, self.args.num_checkpoints, self.order_facts)
 
     def _timed(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches, counting the seconds until each was there."""
@@ -459,7 +468,7 @@ def write_repository(
         base_model (`str`, *optional*): As of [`save_adapter`].
     """
     arguments = {**card["arguments"], **asdict(args)}
-    files = {"eval_results.json": results, "training_arguments.json": arguments, **(extra_files or {})}
+    files = {"eval_results.json": results, ARGUMENTS_FILE: arguments, **(extra_files or {})}
     if base_model is None:
         save_repository(args.output_dir, model, processor, card, files, state_dict)
     else:

@@ -42,6 +42,9 @@ class RunArguments:
     eval_epochs: float = argument(
         default=1.0, help="Epochs between evaluations; 0.25: four in every epoch; 0: only at the end."
     )
+    eval_steps: int | None = argument(
+        default=None, help="Optimiser steps between evaluations, instead of eval_epochs."
+    )
     metric_for_best_model: str | None = argument(
         default=None,
         help="Keep the weights of the evaluation with the best of this number, e.g. coca_loss, instead of the last ones. Of losses, "
@@ -50,7 +53,11 @@ class RunArguments:
     eval_batch_size: int = argument(default=64, help="Rows evaluated at a time.")
     checkpoint_steps: int = argument(default=500, help="Optimiser steps between checkpoints; 0: none.")
     num_checkpoints: int = argument(default=1, help="Checkpoints to keep.")
-    resume: bool = argument(default=False, help="Go on from the last checkpoint in output_dir, exactly.")
+    resume: Literal[False, True, "auto"] = argument(
+        default=False,
+        metadata={"nargs": "?", "const": True},
+        help="Go on from the last checkpoint in output_dir, exactly. auto: if there is one, else from the beginning.",
+    )
     num_workers: int = argument(default=1, help="Processes that read and prepare rows.")
     report_to: str = argument(default="none", help="Tracker: tensorboard, wandb, trackio, ... or none.")
     hub_model_id: str | None = argument(
@@ -63,7 +70,7 @@ class RunArguments:
         for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "eval_batch_size", "num_checkpoints"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        check_positive(self, "max_steps", "micro_batch_size")
+        check_positive(self, "max_steps", "micro_batch_size", "eval_steps")
         if self.micro_batch_size is not None:
             if self.batch_size % self.micro_batch_size:
                 raise ValueError(
@@ -73,7 +80,7 @@ class RunArguments:
                 raise ValueError(
                     "`gradient_accumulation_steps` and `micro_batch_size` both divide a step; pass one of them."
                 )
-        if self.metric_for_best_model is not None and not self.eval_epochs:
+        if self.metric_for_best_model is not None and not self.eval_epochs and self.eval_steps is None:
             raise ValueError("`metric_for_best_model` needs evaluations to choose from: `eval_epochs` is 0.")
         if self.hub_private and self.hub_model_id is None:
             raise ValueError("`hub_private` needs `hub_model_id`: nothing is published without it.")

@@ -1,6 +1,7 @@
 """The log of a running training: one line of JSON per record, which a resumed run continues where its checkpoint was."""
 
 import json
+import math
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -33,11 +34,13 @@ class TrainingLog:
         path (`Path`): File with a line per record. Without `resume` it starts empty; with it, lines behind the checkpoint go.
         accelerator (`Accelerator`): Of the run; the main process writes.
         state (`TrainingState`): Of the run, after a checkpoint was loaded.
-        steps_per_epoch (`int`): Optimiser steps per epoch.
+        steps_per_epoch (`float`): Optimiser steps per epoch; infinite for a stream, whose log counts none.
         resume (`bool`): Go on with an earlier run.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator, state: TrainingState, steps_per_epoch: int, resume: bool):
+    def __init__(
+        self, path: Path, accelerator: Accelerator, state: TrainingState, steps_per_epoch: float, resume: bool
+    ):
         self.path, self.accelerator, self.state, self.steps_per_epoch = path, accelerator, state, steps_per_epoch
         if accelerator.is_main_process:
             rows = _complete_rows(path) if resume else []
@@ -49,7 +52,8 @@ class TrainingLog:
     def record(self, numbers: dict) -> None:
         """Add numbers of the current step."""
         step = self.state.step
-        numbers = {"step": step, "epoch": round(step / self.steps_per_epoch, 3), **numbers}
+        epoch = {"epoch": round(step / self.steps_per_epoch, 3)} if self.steps_per_epoch < math.inf else {}
+        numbers = {"step": step, **epoch, **numbers}
         self.accelerator.log(numbers, step=step)
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
