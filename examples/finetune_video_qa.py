@@ -24,6 +24,7 @@ from triptych.training.cards import card_fields
 from triptych.training.engine import Engine
 from triptych.training.question_answering import QuestionArguments, texts_of, train_on_questions
 from triptych.training.run_arguments import RunArguments
+from triptych.training.transfer import layer_rates
 
 
 # TubeViT's kernels for 16 frames of 96 x 96 pixels: its strides of 16 frames and 32 pixels would look at a few corners of that.
@@ -114,7 +115,8 @@ def main() -> None:
 
     tags = ["visual-question-answering"]
     card = card_fields([args, question_args, model_args], run_args, "video-text-to-text", tags)
-    train_on_questions(engine, question_args, model, processor, *sets, card)
+    rates = layer_rates(model, run_args.learning_rate, model_args.layer_decay)
+    train_on_questions(engine, question_args, model, processor, *sets, card, rates)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from triptych.training.cards import card_fields
 from triptych.training.engine import Engine
 from triptych.training.question_answering import QuestionArguments, texts_of, train_on_questions
 from triptych.training.run_arguments import RunArguments
+from triptych.training.transfer import layer_rates
 
 
 # easy-VQA's images are 64 x 64 pixels; patches of 8 show enough of a small shape to tell it from another.
@@ -55,7 +56,8 @@ def main() -> None:
     task = "visual-question-answering"
     card = card_fields([data_args, question_args, model_args], run_args, task, [task])
     sets = [QuestionDataset(data[split]) for split in ("train", "test")]
-    train_on_questions(engine, question_args, model, processor, *sets, card)
+    rates = layer_rates(model, run_args.learning_rate, model_args.layer_decay)
+    train_on_questions(engine, question_args, model, processor, *sets, card, rates)
 
 
 if __name__ == "__main__":

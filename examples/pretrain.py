@@ -31,6 +31,7 @@ from triptych.training.cards import card_fields
 from triptych.training.engine import Engine, Task
 from triptych.training.pair_sets import PairArguments, load_sets
 from triptych.training.run_arguments import RunArguments
+from triptych.training.transfer import layer_rates
 
 
 @dataclass
@@ -90,6 +91,7 @@ def main() -> None:
         collator=collator,
         loss_parts=("contrastive_loss", "caption_loss"),
         evaluate=evaluate,
+        learning_rates=layer_rates(model, run_args.learning_rate, model_args.layer_decay),
         find_unused_parameters=config.contrastive_loss_weight == 0,
         headline=(*headline, *(chooser + name for name in headline if chooser)),
         card={**card, "loss_weights": weights},

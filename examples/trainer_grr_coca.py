@@ -19,6 +19,7 @@ from triptych.data.pairs import load_pairs
 from triptych.hardware import best_precision
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.optimization import weight_decay_groups
+from triptych.training.transfer import layer_rates
 
 
 @dataclass
@@ -51,7 +52,8 @@ def main() -> None:
         batch = processor(images=images, text=captions, padding="longest", return_tensors="pt")
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
 
-    groups = weight_decay_groups(model, training_args.weight_decay, training_args.learning_rate)
+    rates = layer_rates(model, training_args.learning_rate, model_args.layer_decay)
+    groups = weight_decay_groups(model, training_args.weight_decay, training_args.learning_rate, rates)
     trainer = Trainer(
         model=model,
         args=training_args,

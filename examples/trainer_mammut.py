@@ -19,6 +19,7 @@ from triptych.hardware import best_precision
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
 from triptych.training.optimization import weight_decay_groups
 from triptych.training.question_answering import texts_of
+from triptych.training.transfer import layer_rates
 
 
 SMALL_IMAGES = {"vision_config": {"image_size": 64, "patch_size": 8}}  # as easy-VQA's are
@@ -59,7 +60,8 @@ def main() -> None:
             return_tensors="pt",
         )  # with `labels` that supervise the answers alone
 
-    groups = weight_decay_groups(model, training_args.weight_decay, training_args.learning_rate)
+    rates = layer_rates(model, training_args.learning_rate, model_args.layer_decay)
+    groups = weight_decay_groups(model, training_args.weight_decay, training_args.learning_rate, rates)
     trainer = Trainer(
         model=model,
         args=training_args,

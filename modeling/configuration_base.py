@@ -69,6 +69,8 @@ class VisionTowerConfig(TransformerConfig):
         use_cls_token (`bool`, defaults to `False`): Prepend a class token.
         pre_layernorm (`bool`, defaults to `False`): Normalise embeddings before the first block (open_clip).
         patch_bias (`bool`, defaults to `True`): Bias of the patch convolution. open_clip has none.
+        patch_dropout (`float`, defaults to 0.0):
+            Share of the patches that every image loses at random while training (FLIP, arXiv 2212.00794).
     """
 
     base_config_key = "vision_config"
@@ -81,11 +83,14 @@ class VisionTowerConfig(TransformerConfig):
     use_cls_token: bool = False
     pre_layernorm: bool = False
     patch_bias: bool = True
+    patch_dropout: float | int = 0.0
 
     def validate_architecture(self):
         """Check that sizes are positive and divide as attention and the patch grid need."""
         super().validate_architecture()
         check_positive(self, "image_size", "patch_size", "num_channels")
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"`patch_dropout` must be at least 0 and below 1, got {self.patch_dropout}.")
         if self.image_size % self.patch_size != 0:
             raise ValueError(
                 f"`image_size` must be a multiple of `patch_size`, got {self.image_size} and {self.patch_size}."

@@ -319,6 +319,8 @@ class MammutConfig(CaptionerConfig):
             raise ValueError(f"`focal_gamma` must not be negative, got {self.focal_gamma}.")
         if self.use_logit_bias and self.contrastive_loss_type == "softmax":
             raise ValueError("`use_logit_bias` belongs to the focal loss; a softmax does not see it.")
+        if self.detection_config is not None and self.vision_config.patch_dropout:
+            raise ValueError("`patch_dropout` is not for a detector, which makes a map of all patches.")
 
 
 __all__ = ["TUBEVIT_TUBES", "MammutConfig", "MammutDetectionConfig", "MammutTextConfig", "MammutVisionConfig"]

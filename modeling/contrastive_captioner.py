@@ -154,6 +154,27 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.embed_tokens = value
 
+    def resize_positions(self, image_size: int, max_position_embeddings: int) -> None:
+        """Take images and texts of other sizes from now on.
+
+        Args:
+            image_size (`int`): Height and width in pixels. A learned table of positions is resized (bicubic).
+            max_position_embeddings (`int`): Longest text in tokens. A learned table keeps its rows; further ones are fresh.
+
+        Raises:
+            ValueError: If images are no whole number of patches, or a size is not positive.
+        """
+        if max_position_embeddings < 1 or image_size < 1:
+            raise ValueError(
+                f"`image_size` and `max_position_embeddings` must be at least 1, got {image_size} and {max_position_embeddings}."
+            )
+        if image_size != self.config.vision_config.image_size:
+            self.vision_model.embeddings.resize_positions(image_size)
+            self.config.vision_config.image_size = image_size
+        if max_position_embeddings != self.config.text_config.max_position_embeddings:
+            self.text_model.resize_positions(max_position_embeddings)
+            self.config.text_config.max_position_embeddings = max_position_embeddings
+
     @can_return_tuple
     def get_text_features(
         self,

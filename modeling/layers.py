@@ -88,6 +88,8 @@ def build_feed_forward(config) -> nn.Module:
 class PatchEmbeddings(nn.Module):
     """Patches of images, and the class token that a tower may have; where they stand is said by the tower."""
 
+    position_embedding: nn.Embedding | None
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -108,6 +110,33 @@ class PatchEmbeddings(nn.Module):
         # Under autocast the convolution answers in half precision; the residual stream stays in the weights' precision.
         return patches.flatten(2).transpose(1, 2).to(dtype), *patches.shape[-2:]
 
+    def resize_positions(self, image_size: int) -> None:
+        """Expect images of another size from now on; a learned table of positions is resized.
+
+        Raises:
+            ValueError: If they are no whole number of patches.
+        """
+        patch_size = self.config.patch_size
+        if image_size % patch_size:
+            raise ValueError(f"`image_size` must be a multiple of `patch_size`, got {image_size} and {patch_size}.")
+        grid_size = image_size // patch_size
+        if self.position_embedding is not None:
+            table = resize_position_table(self.position_embedding.weight, self.grid_size, grid_size, grid_size)
+            resize_embedding(self.position_embedding, table)
+        self.config.image_size, self.grid_size = image_size, grid_size
+
+
+def first_rows(table: torch.Tensor, num_rows: int, std: float) -> torch.Tensor:
+    """So many rows of a table; those that it does not have are fresh, of this standard deviation."""
+    fresh = torch.empty(max(0, num_rows - len(table)), table.shape[1], dtype=table.dtype, device=table.device)
+    return torch.cat([table[:num_rows], fresh.normal_(std=std)])
+
+
+def resize_embedding(embedding: nn.Embedding, rows: torch.Tensor) -> None:
+    """Give a table of embeddings other rows, and as many of them as come."""
+    embedding.weight = nn.Parameter(rows.detach().clone(), requires_grad=embedding.weight.requires_grad)
+    embedding.num_embeddings = len(rows)
+
 
 def resize_position_table(table: torch.Tensor, grid_size: int, height: int, width: int) -> torch.Tensor:
     """A learned table of patch positions, resized (bicubic, antialiased, in fp32) to another grid.
@@ -127,6 +156,25 @@ def resize_position_table(table: torch.Tensor, grid_size: int, height: int, widt
     grid = grid.T.reshape(1, -1, grid_size, grid_size).float()
     grid = nn.functional.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
     return torch.cat([special, grid[0].flatten(1).T.to(table.dtype)])
+
+
+def kept_patches(hidden_states: torch.Tensor, share: float, num_special: int) -> torch.Tensor:
+    """Which tokens of every image stay when patches are dropped at random (FLIP, Li et al. 2023, arXiv 2212.00794, section 3).
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(batch_size, num_special + patches, hidden_size)`): Tokens, special ones in front.
+        share (`float`): Of the patches that go; at least one stays.
+        num_special (`int`): Tokens that all stay.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, num_special + kept patches)`, in the order of the tokens.
+    """
+    batch_size, num_tokens = hidden_states.shape[:2]
+    num_patches = num_tokens - num_special
+    noise = torch.rand(batch_size, num_patches, device=hidden_states.device)
+    kept = noise.topk(max(1, round((1 - share) * num_patches)), dim=1).indices.sort(dim=1).values + num_special
+    special = torch.arange(num_special, device=kept.device).expand(batch_size, -1)
+    return torch.cat([special, kept], dim=1)
 
 
 def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -419,7 +467,10 @@ __all__ = [
     "build_feed_forward",
     "build_norm",
     "eager_attention_forward",
+    "first_rows",
+    "kept_patches",
     "learned_scalar",
+    "resize_embedding",
     "resize_position_table",
     "rotary_embedding",
     "slice_logits_to_keep",

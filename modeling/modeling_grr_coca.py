@@ -29,7 +29,10 @@ from .layers import (
     PatchEmbeddings,
     SelfAttentionBlock,
     build_norm,
+    first_rows,
+    kept_patches,
     learned_scalar,
+    resize_embedding,
     resize_position_table,
     rotary_embedding,
 )
@@ -180,8 +183,13 @@ class GrrCocaVisionModel(TowerMixin, GrrCocaPreTrainedModel):
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         if self.pre_layernorm is not None:
             hidden_states = self.pre_layernorm(hidden_states)
+        positions = self.embeddings.rotary_positions(pixel_values)
+        if self.training and self.config.patch_dropout > 0:
+            kept = kept_patches(hidden_states, self.config.patch_dropout, int(self.config.use_cls_token))
+            hidden_states = hidden_states.take_along_dim(kept[..., None], dim=1)
+            positions = positions if positions is None else positions[0][kept]
         rotary = None
-        if (positions := self.embeddings.rotary_positions(pixel_values)) is not None:
+        if positions is not None:
             rotary = rotary_embedding(positions, self.layers[0].self_attn.head_dim, self.config.rope_theta)
         for layer in self.layers:
             hidden_states = layer(hidden_states, rotary=rotary, **kwargs)
@@ -219,6 +227,14 @@ class GrrCocaTextModel(TowerMixin, GrrCocaPreTrainedModel):
         self.final_layer_norm = build_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def resize_positions(self, max_position_embeddings: int) -> None:
+        """Read texts of up to so many tokens; further rows of a learned table are fresh, and the CLS token keeps its own, the last."""
+        if self.position_embedding is not None:
+            tokens, cls_token = self.position_embedding.weight.detach().tensor_split([-1])
+            tokens = first_rows(tokens, max_position_embeddings, self.config.initializer_range)
+            resize_embedding(self.position_embedding, torch.cat([tokens, cls_token]))
+        self.config.max_position_embeddings = max_position_embeddings
 
     def _refuse_what_the_legacy_mask_cannot(
         self, input_ids: torch.Tensor | None, position_ids: torch.Tensor | None

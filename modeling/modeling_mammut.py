@@ -35,7 +35,10 @@ from .layers import (
     PatchEmbeddings,
     SelfAttentionBlock,
     build_norm,
+    first_rows,
+    kept_patches,
     learned_scalar,
+    resize_embedding,
     resize_position_table,
 )
 from .towers import TowerMixin
@@ -189,6 +192,9 @@ class MammutVisionModel(TowerMixin, MammutPreTrainedModel):
         """
         config = self.config
         hidden_states = self.embeddings(pixel_values, pixel_values_videos, interpolate_pos_encoding)
+        if self.training and config.patch_dropout > 0:  # tubes count as patches
+            kept = kept_patches(hidden_states, config.patch_dropout, int(config.use_cls_token))
+            hidden_states = hidden_states.take_along_dim(kept[..., None], dim=1)
         if self.pre_layernorm is not None:
             hidden_states = self.pre_layernorm(hidden_states)
         for layer in self.layers:
@@ -236,6 +242,13 @@ class MammutTextModel(TowerMixin, MammutPreTrainedModel):
         self.final_layer_norm = build_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def resize_positions(self, max_position_embeddings: int) -> None:
+        """Read texts of up to so many tokens; further rows of the table are fresh."""
+        table = self.position_embedding.weight.detach()
+        rows = first_rows(table, max_position_embeddings, self.config.initializer_range)
+        resize_embedding(self.position_embedding, rows)
+        self.config.max_position_embeddings = max_position_embeddings
 
     @merge_with_config_defaults
     @capture_outputs

@@ -357,6 +357,8 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             "vision_feature_layer": -2 if tower.config.model_type.startswith("clip") else -1,
             **config_fields,
         }
+        if getattr(tower.config, "patch_dropout", 0):  # every patch has its place among the words
+            tower.config.patch_dropout = 0.0
         config = VwLmmConfig(vision_config=tower.config, text_config=language_model.config, **fields)
         with torch.device("meta"):  # towers come with their weights; only what is fresh is allocated
             model = cls(config)

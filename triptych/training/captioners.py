@@ -10,7 +10,7 @@ from transformers import AutoProcessor, CLIPImageProcessor, PreTrainedConfig, Pr
 
 from triptych.arguments import argument
 from triptych.data.splits import refuse_changed
-from triptych.modeling.configuration_base import merge_fields
+from triptych.modeling.configuration_base import check_positive, merge_fields
 from triptych.modeling.configuration_grr_coca import GrrCocaConfig
 from triptych.modeling.configuration_mammut import MammutConfig
 from triptych.modeling.modeling_grr_coca import GrrCocaForConditionalGeneration
@@ -18,6 +18,7 @@ from triptych.modeling.modeling_mammut import MammutForConditionalGeneration
 from triptych.processing.processing_grr_coca import GrrCocaProcessor
 from triptych.processing.processing_mammut import QUESTION_TEMPLATE, MammutProcessor
 from triptych.training.tokenizer import load_tokenizer, train_tokenizer
+from triptych.training.transfer import lock_image_tower
 
 
 # configuration, model and processor of a family
@@ -44,8 +45,34 @@ class ModelArguments:
     )
     vocab_size: int = argument(default=2048, help="Largest vocabulary of a tokenizer trained here.")
     dropout: float = argument(default=0.0, help="Dropout after attention and feed-forward layers.")
+    patch_dropout: float = argument(
+        default=0.0, help="Share of the patches that every image loses while training (FLIP): faster steps."
+    )
+    image_size: int | None = argument(
+        default=None,
+        help="Height and width of images. Default: the preset's or checkpoint's, whose positions are resized.",
+    )
+    context_length: int | None = argument(
+        default=None, help="Longest text in tokens, likewise; further positions of a checkpoint start untrained."
+    )
+    lock_image_tower: bool = argument(
+        default=False, help="Freeze the image tower of the checkpoint, texts learn to fit it (LiT)."
+    )
+    unlock_layers: int | None = argument(
+        default=None, help="Train the last so many layers of the locked tower, and what follows them."
+    )
+    layer_decay: float | None = argument(
+        default=None, help="Factor of the learning rate from every layer to the one before it, e.g. 0.75."
+    )
 
     def __post_init__(self) -> None:
+        check_positive(self, "image_size", "context_length", "unlock_layers")
+        if self.lock_image_tower and self.model_name_or_path is None:
+            raise ValueError("`lock_image_tower` is for a tower that has learned: name it with `model_name_or_path`.")
+        if self.unlock_layers is not None and not self.lock_image_tower:
+            raise ValueError("`unlock_layers` is for `lock_image_tower`; without it all layers are trained.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` must lie above 0 and not above 1, got {self.layer_decay}.")
         if self.model_name_or_path is not None:
             reason = (
                 f"belongs to a model from scratch; `model_name_or_path` {self.model_name_or_path!r} brings its own"
@@ -87,8 +114,15 @@ def config_of(family: str, args: ModelArguments, overrides: dict[str, Any] | Non
         ValueError: If the checkpoint is of another family, a configuration field does not exist, or the JSON cannot be read.
     """
     config_class = FAMILIES[family][0]
-    dropout = {"hidden_dropout": args.dropout}
-    changes = merge_fields(config_class, overrides or {}, {"text_config": dropout, "vision_config": dropout})
+    asked: dict[str, dict[str, Any]] = {
+        part: {"hidden_dropout": args.dropout} for part in ("text_config", "vision_config")
+    }
+    asked["vision_config"]["patch_dropout"] = args.patch_dropout
+    if args.image_size is not None:
+        asked["vision_config"]["image_size"] = args.image_size
+    if args.context_length is not None:
+        asked["text_config"]["max_position_embeddings"] = args.context_length
+    changes = merge_fields(config_class, overrides or {}, asked)
     changes = merge_fields(config_class, changes, read_json("config_overrides", args.config_overrides))
     if args.model_name_or_path is None:
         args.preset = args.preset or f"{family}-tiny"
@@ -110,11 +144,7 @@ def load_or_build(
     _, model_class, processor_class = FAMILIES[family]
     source = args.model_name_or_path
     if source is not None:
-        model = model_class.from_pretrained(source, config=config, dtype=torch.float32)
-        had_tubes = getattr(type(config).from_pretrained(source).vision_config, "use_tubes", False)
-        if getattr(config.vision_config, "use_tubes", False) and not had_tubes:
-            model.model.vision_model.inflate_tubes()
-        return model, AutoProcessor.from_pretrained(source)
+        return _load(model_class, source, args, config)
     text, size = config.text_config, config.vision_config.image_size
     if args.tokenizer is not None:
         tokenizer = load_tokenizer(args.tokenizer, text.max_position_embeddings)
@@ -127,6 +157,29 @@ def load_or_build(
     text.eos_token_id = tokenizer.eos_token_id
     image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     return model_class._from_config(config), processor_class(image_processor, tokenizer)
+
+
+def _load(
+    model_class: Any, source: str, args: ModelArguments, config: PreTrainedConfig
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A checkpoint and its processor, for images and texts of the sizes of a configuration."""
+    stored = type(config).from_pretrained(source)
+    image_size, context_length = config.vision_config.image_size, config.text_config.max_position_embeddings
+    config.vision_config.image_size = stored.vision_config.image_size
+    config.text_config.max_position_embeddings = stored.text_config.max_position_embeddings
+    model = model_class.from_pretrained(source, config=config, dtype=torch.float32)
+    model.model.resize_positions(image_size, context_length)
+    if getattr(config.vision_config, "use_tubes", False) and not getattr(stored.vision_config, "use_tubes", False):
+        model.model.vision_model.inflate_tubes()
+    if args.lock_image_tower:
+        lock_image_tower(model, args.unlock_layers or 0)
+    processor: Any = AutoProcessor.from_pretrained(source)
+    if image_size != stored.vision_config.image_size:
+        sides = processor.image_processor
+        sides.size, sides.crop_size = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
+    if context_length != stored.text_config.max_position_embeddings:
+        processor.tokenizer.model_max_length = context_length
+    return model, processor
 
 
 __all__ = ["FAMILIES", "ModelArguments", "config_of", "config_to_continue", "load_or_build", "read_json"]

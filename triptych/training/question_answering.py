@@ -46,6 +46,7 @@ def train_on_questions(
     train_set: Any,
     test_set: Any,
     card: dict[str, Any],
+    learning_rates: dict[str, float],
 ) -> None:
     """Train MaMMUT to answer questions, and write its repository with every held-out answer.
 
@@ -58,6 +59,7 @@ def train_on_questions(
         train_set (`Dataset`): Rows with `question`, `answer` and `image` or `video`, and `groups()`.
         test_set (`Dataset`): Such rows, whose `data` has the columns `question`, `answers` and `answer_type`.
         card (`dict`): Of [`card_fields`].
+        learning_rates (`dict[str, float]`): Of [`layer_rates`].
     """
     answers: list[str] = []  # of the last evaluation
     data, reading = test_set.data, (engine.accelerator, engine.args.eval_batch_size, engine.args.num_workers)
@@ -78,6 +80,7 @@ def train_on_questions(
         collator=QuestionCollator(processor),
         loss_parts=("caption_loss",),
         evaluate=evaluate,
+        learning_rates=learning_rates,
         order=GroupedSampler(train_set.groups(), args.questions_per_image, engine.args.seed),
         find_unused_parameters=True,  # the contrastive side has no gradient
         headline=("vqa_accuracy",),
