@@ -15,7 +15,7 @@ $(PREPARED): pyproject.toml constraints.txt
 
 # What tests compare with and integrate, which a demo does not need.
 $(PREPARED_DEV): $(PREPARED)
-	$(INSTALL) ".[train,demo,study,video,detection,sft,quantization,serving,dev]"
+	$(INSTALL) ".[train,demo,study,video,detection,sft,quantization,serving,ray,dev]"
 	touch $@
 
 # `make demo DEMO_ARGS="--model mammut"` goes on with questions, which GRR-CoCa does not answer.

@@ -116,25 +116,84 @@ def _load(auto_class: str, name: str) -> tuple:
         return prepare_for_inference(model), transformers.AutoProcessor.from_pretrained(name)
 
 
+def _run_bulk(task: Any, source: str, output: Path, engine: Any, num_workers: int | None, as_json: bool) -> None:
+    """Do a task for a whole collection, with a bar of how many pictures a second."""
+    from tqdm import tqdm
+
+    from triptych.bulk import jobs_of, run_bulk
+
+    counts, before = {"pictures": 0, "corrupt": 0}, None
+    with _failing_on(ImportError, OSError, RuntimeError, ValueError):
+        jobs = jobs_of(source, lambda folder: _files([folder]))
+        with tqdm(desc=task.kind, unit=" pictures") as bar:
+            for done, numbers in run_bulk(task, jobs, output, engine, num_workers):
+                before = done - 1 if before is None else before
+                counts = {name: counts[name] + numbers[name] for name in counts}
+                bar.set_postfix(parts=f"{done}/{len(jobs)}", corrupt=counts["corrupt"], refresh=False)
+                bar.update(numbers["pictures"])
+    before = len(jobs) if before is None else before
+    found = {"output": str(output), "parts": len(jobs), "parts_done_before": before, **counts}
+    lines = [
+        f"{output}: {counts['pictures']} pictures in {len(jobs) - before} parts, {counts['corrupt']} could not be read; {before} parts were done before"
+    ]
+    _print(found, lines, as_json)
+
+
+OutputFolder = Annotated[
+    Path | None,
+    Option("--output", "-o", help="Folder for parquet files, a shard each; finished ones are left as they are."),
+]
+EngineOption = Annotated[
+    Literal["local", "ray"], Option(help="With --output: this machine, or the cluster that Ray knows (Ray Data).")
+]
+WorkersOption = Annotated[
+    int | None, Option(min=1, help="With --output: models at work at once. Default: one for every GPU, one without.")
+]
+ImageColumn = Annotated[str, Option(help="With --output: column of the images; of tar files, their ending.")]
+
+
 @app.command()
 def caption(
-    images: Annotated[list[Path], Argument(help="Image files, or folders, searched recursively.")],
+    images: Annotated[
+        list[str],
+        Argument(help="Image files, or folders, searched recursively; with --output one folder, shards or Hub name."),
+    ],
     model: ModelOption,
     prompt: Annotated[str, Option(help="Beginning of every caption; what a model that chats is asked.")] = "",
     num_beams: Annotated[int, Option(min=1, help="Beams of the search; 1 is greedy.")] = 4,
     max_new_tokens: Annotated[int, Option(min=1, help="Longest continuation, in tokens.")] = 24,
     batch_size: Annotated[int, Option(min=1, help="Images captioned at once.")] = 16,
+    output: OutputFolder = None,
+    engine: EngineOption = "local",
+    num_workers: WorkersOption = None,
+    image_column: ImageColumn = "image",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a caption for every image."""
+    """Write a caption for every image; with --output for a whole collection."""
     from rich.progress import track
 
     from triptych.pipelines import pipeline
 
-    files = _files(images)
+    if output is not None:
+        from triptych.bulk import BulkTask
+
+        if len(images) != 1:
+            _fail(f"With `--output` there is one source, got {len(images)}.")
+        options = {"prompt": prompt, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
+        task = BulkTask("caption", model, batch_size, options, image_column)
+        _run_bulk(task, images[0], output, engine, num_workers, as_json)
+        return
+    for name, value, default in (
+        ("engine", engine, "local"),
+        ("num-workers", num_workers, None),
+        ("image-column", image_column, "image"),
+    ):
+        if value != default:
+            _fail(f"`--{name}` is for collections: say with `--output` where their captions go.")
+    files = _files([Path(each) for each in images])
     paths, pictures = (files, [_open(files[0])]) if len(files) == 1 else _readable(files)
     if not paths:
-        _fail(f"There is no image to read in {', '.join(map(str, images))}.")
+        _fail(f"There is no image to read in {', '.join(images)}.")
     captioner, processor = _load("AutoModelForImageTextToText", model)
     options = {"max_new_tokens": max_new_tokens, "generate_kwargs": {"num_beams": num_beams, "do_sample": False}}
     if prompt:
@@ -146,6 +205,29 @@ def caption(
         texts = [row[0]["generated_text"] for row in bar]
     found = [{"image": str(path), "caption": text} for path, text in zip(paths, texts, strict=True)]
     _print(found, ("\t".join(row.values()) for row in found), as_json)
+
+
+@app.command()
+def embed(
+    source: Annotated[
+        str, Argument(help="A folder of images; tar or parquet shards, as a pattern or folder; or a Hub name.")
+    ],
+    model: ModelOption,
+    output: Annotated[
+        Path,
+        Option("--output", "-o", help="Folder for parquet files, a shard each; finished ones are left as they are."),
+    ],
+    batch_size: Annotated[int, Option(min=1, help="Images encoded at once.")] = 32,
+    engine: EngineOption = "local",
+    num_workers: WorkersOption = None,
+    image_column: ImageColumn = "image",
+    as_json: JsonOption = False,
+) -> None:
+    """Embed all images of a collection: vectors of length 1, as parquet beside their keys."""
+    from triptych.bulk import BulkTask
+
+    task = BulkTask("embed", model, batch_size, {}, image_column)
+    _run_bulk(task, source, output, engine, num_workers, as_json)
 
 
 @app.command()

@@ -33,10 +33,10 @@ class Shards:
 
     Args:
         names (`Sequence[str]`): Their addresses.
-        image_column, caption_column (`str`): Where pictures and captions are.
+        image_column, caption_column (`str`): Where pictures and captions are; `None` of captions: they are not read.
     """
 
-    def __init__(self, names: Sequence[str], image_column: str = "image", caption_column: str = "caption"):
+    def __init__(self, names: Sequence[str], image_column: str = "image", caption_column: str | None = "caption"):
         self.names, self.image_column, self.caption_column = list(names), image_column, caption_column
 
     def select(self, names: Sequence[str]) -> "Shards":
@@ -60,7 +60,7 @@ class TarShards(Shards):
 
     def rows(self, name: str, start: int = 0) -> Iterator[dict[str, Any]]:
         image_endings = TAR_ENDINGS["image"] if self.image_column == "image" else (self.image_column,)
-        ending, _, field = self.caption_column.partition(".")
+        ending, _, field = (self.caption_column or "").partition(".")
         if self.caption_column == "caption":
             (ending,) = TAR_ENDINGS["caption"]
         number = start - 1
@@ -89,23 +89,22 @@ class ParquetShards(Shards):
         try:
             with fsspec.open(name, "rb") as file, pyarrow.parquet.ParquetFile(file) as table:
                 columns = table.schema_arrow.names
-                for key in ("image_column", "caption_column"):
-                    if getattr(self, key) not in columns:
-                        raise ShardError(
-                            f"`{key}={getattr(self, key)!r}` is no column of {name}; it has {', '.join(columns)}."
-                        )
+                wanted = {"image_column": self.image_column, "caption_column": self.caption_column}
+                for key, column in wanted.items():
+                    if column is not None and column not in columns:
+                        raise ShardError(f"`{key}={column!r}` is no column of {name}; it has {', '.join(columns)}.")
                 sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
                 first, passed = 0, 0
                 while first < len(sizes) and passed + sizes[first] <= start:  # whole groups are not read
                     first, passed = first + 1, passed + sizes[first]
                 groups = list(range(first, len(sizes)))
                 skip = start - passed
-                wanted = [self.image_column, self.caption_column]
-                for batch in table.iter_batches(batch_size=64, row_groups=groups, columns=wanted):
+                read = [column for column in wanted.values() if column is not None]
+                for batch in table.iter_batches(batch_size=64, row_groups=groups, columns=read):
                     for row in batch.to_pylist()[skip:]:
                         image = row[self.image_column]
                         image = {"bytes": image, "path": None} if isinstance(image, bytes) else image
-                        yield {"key": str(number), "image": image, "caption": row[self.caption_column]}
+                        yield {"key": str(number), "image": image, "caption": row.get(self.caption_column)}
                         number += 1
                     skip = max(0, skip - len(batch))
         except (OSError, pyarrow.ArrowException) as error:
@@ -151,12 +150,12 @@ def shard_files(name: str, config_name: str | None = None) -> dict[str, list[str
     return files
 
 
-def open_shards(files: Sequence[str], image_column: str = "image", caption_column: str = "caption") -> Shards:
+def open_shards(files: Sequence[str], image_column: str = "image", caption_column: str | None = "caption") -> Shards:
     """Shards by their addresses.
 
     Args:
         files (`Sequence[str]`): Tar files or parquet files.
-        image_column, caption_column (`str`): Of parquet files; of tar files see [`TarShards`].
+        image_column, caption_column (`str`): Of parquet files; of tar files see [`TarShards`]. `None`: captions are not read.
 
     Raises:
         ValueError: If they are of several kinds, or of another.
