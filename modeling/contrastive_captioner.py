@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .caption_generation import CaptionGenerationMixin, ImageCache, has_cached_image, select_images
 from .contrastive_losses import processes_with_other_rows
@@ -263,7 +263,7 @@ class DualEncoder(ContrastiveCaptionerPreTrainedModel):
 
     def similarity(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """Scaled (and, where the model has one, biased) cosine similarities in fp32, `(num_texts, num_images)`."""
-        with torch.autocast(text_embeds.device.type, enabled=False):
+        with maybe_autocast(text_embeds.device.type, enabled=False):
             logits = self.logit_scale.exp().float() * text_embeds.float() @ image_embeds.float().T
         bias = getattr(self, "logit_bias", None)
         return logits if bias is None else logits + bias.float()

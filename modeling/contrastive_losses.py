@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers.utils.generic import maybe_autocast
 
 from .losses import is_distributed
 
@@ -118,7 +119,7 @@ def _over_rows(
         per_pair (`bool`): Return all, not the mean.
     """
     chunk_size = max(1, _CHUNK // len(candidates))
-    with torch.autocast(rows.device.type, enabled=False):  # which would multiply in half precision
+    with maybe_autocast(rows.device.type, enabled=False):  # which would multiply in half precision
         if per_pair or len(rows) <= chunk_size:
             starts = range(0, len(rows), chunk_size)
             found = torch.cat(

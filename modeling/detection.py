@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.utils.generic import maybe_autocast
 
 from .layers import learned_scalar
 
@@ -297,7 +298,7 @@ def cosines(embeddings: torch.Tensor, background: torch.Tensor, class_embeds: to
     """Cosine similarities with the background (first) and the classes, in fp32; `embeddings` are normalised."""
     background = nn.functional.normalize(background.float(), dim=-1).expand(*class_embeds.shape[:-2], 1, -1)
     texts = torch.cat([background, class_embeds.float()], dim=-2)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with maybe_autocast(embeddings.device.type, enabled=False):
         return embeddings.float() @ texts.transpose(-1, -2)
 
 

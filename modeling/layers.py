@@ -42,10 +42,19 @@ def recomputed(project: Callable[..., torch.Tensor], *inner: torch.Tensor) -> to
     return checkpoint(project, *inner, use_reentrant=False, preserve_rng_state=False)
 
 
+def product_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The type in which linear layers multiply it: that of autocast, or its own."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(
+        device
+    ):  # "meta" knows no autocast
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
 def autocast_once(states: torch.Tensor) -> torch.Tensor:
     """Under autocast in its precision, for what several linear layers read: autocast would make, and keep, a copy for each."""
-    device = states.device.type
-    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+    return states.to(product_dtype(states))
 
 
 class PlainFeedForward(nn.Module):
@@ -470,6 +479,7 @@ __all__ = [
     "first_rows",
     "kept_patches",
     "learned_scalar",
+    "product_dtype",
     "resize_embedding",
     "resize_position_table",
     "rotary_embedding",

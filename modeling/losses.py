@@ -7,6 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers.utils.generic import maybe_autocast
+
+from .layers import product_dtype
 
 
 # Rows that make a product with the weight of a vocabulary worth its gradient
@@ -35,7 +38,7 @@ class _LossOfLogits(torch.autograd.Function):
     def forward(ctx: Any, loss: Callable, chunk_size: int, *sides: torch.Tensor) -> torch.Tensor:
         states, weights = sides[::2], sides[1::2]
         device = weights[0].device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[0].dtype
+        dtype = product_dtype(weights[0])
         ctx.gradients = [
             torch.zeros_like(tensor, dtype=torch.float32) if needed else None
             for tensor, needed in zip(sides, ctx.needs_input_grad[2:], strict=True)
@@ -44,7 +47,7 @@ class _LossOfLogits(torch.autograd.Function):
         # Adding to a gradient of the weight's size costs more than the few rows of a chunk: in half precision several share it.
         block_size = chunk_size if dtype == torch.float32 else chunk_size * math.ceil(_LEAST_ROWS / chunk_size)
         total = weights[0].new_zeros((), dtype=torch.float32)
-        with torch.autocast(device, enabled=False):
+        with maybe_autocast(device, enabled=False):
             for start in range(0, len(states[0]), block_size):
                 block = [each[start : start + block_size].to(dtype) for each in states]
                 total += _LossOfLogits.block(ctx.gradients, loss, start, block, weights, chunk_size)

@@ -1,6 +1,7 @@
 """The layout's promises: what travels to the Hub may import only its own folder, and every script has help."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 import triptych
 from tests.conftest import PAIRS
@@ -81,6 +83,29 @@ def test_the_script_for_gpus_runs_without_one(tmp_path):
     assert list(results) == ["machine", *parts]
     assert not [found["error"] for found in results.values() if "error" in found]
     assert all(results.values())
+
+
+@pytest.mark.parametrize("preset", ["grr-coca-tiny", "mammut-tiny"])
+def test_the_costs_of_a_step_are_those_that_torch_counts(preset, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    scaling, models = (importlib.import_module(name) for name in ("scaling", "random_models"))
+    cost = scaling.cost_of(preset, 16)
+    model = models.captioner(preset).train()
+    operations = []
+    for count in (2, 4):
+        with FlopCounterMode(display=False) as counter:
+            model(**models.pairs(model, count, 16)).loss.backward()
+        operations.append(counter.get_total_flops())
+    assert cost.flops == pytest.approx((operations[1] - operations[0]) / 2, rel=0.05)
+    assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert cost.checkpointed < cost.activations / 3
+    whole = scaling.memory(cost, "none", 8, 8)
+    assert whole == 16 * cost.parameters
+    assert scaling.memory(cost, "full", 8, 8) == pytest.approx(whole / 8 + 4 * cost.largest_block)
+    assert scaling.memory(cost, "hybrid", 64, 8) == scaling.memory(cost, "full", 8, 8)
+    one, many = (scaling.communication(cost, "none", gpus, 8, 4) for gpus in (1, 64))
+    assert one == {"within": 0.0, "between": 0.0}
+    assert many["between"] > 7 * cost.trained  # twice four bytes of nearly all
 
 
 # What a room of triptych may import of it; scripts may import all.

@@ -282,7 +282,7 @@ def _on_ray(task: BulkTask, jobs: Sequence[Job], output: Path, num_workers: int 
 
             self.worker = Worker(task, str(output.resolve()))
 
-        def __call__(self, row: dict[str, Any]) -> dict[str, int]:
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             return self.worker(Job(row["name"], tuple(row["files"]), bool(row["is_shard"])))
 
     if not ray.is_initialized():  # else the caller's cluster; an address in RAY_ADDRESS is found, too
@@ -294,7 +294,8 @@ def _on_ray(task: BulkTask, jobs: Sequence[Job], output: Path, num_workers: int 
     rows = ray.data.from_items(
         [asdict(job) | {"files": list(job.files)} for job in jobs], override_num_blocks=len(jobs)
     )
-    yield from rows.map(RayWorker, concurrency=count, num_gpus=1 if num_gpus else 0).iter_rows()
+    worker: Any = RayWorker
+    yield from rows.map(worker, concurrency=count, num_gpus=1 if num_gpus else 0).iter_rows()
 
 
 __all__ = ["BulkTask", "Job", "Worker", "jobs_of", "run_bulk"]
