@@ -19,6 +19,11 @@ class CorruptImageError(ValueError):
     """An image of the data set cannot be read."""
 
 
+def _file_of(image: dict[str, Any]) -> Any:
+    """Where a stored picture is read from."""
+    return image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+
+
 def decode_image(image: dict[str, Any] | None, place: int | str, decode_size: float | None = None) -> Image.Image:
     """An image of a `datasets` row that was not decoded yet (`datasets.Image(decode=False)`), upright, as RGB.
 
@@ -33,8 +38,7 @@ def decode_image(image: dict[str, Any] | None, place: int | str, decode_size: fl
         CorruptImageError: If it cannot be read; names the file and the row.
     """
     try:
-        source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])  # type: ignore[index]
-        with Image.open(source) as opened:
+        with Image.open(_file_of(image)) as opened:  # type: ignore[arg-type]
             if decode_size is not None:
                 side = math.ceil(decode_size)
                 opened.draft(None, (side, side))  # type: ignore[arg-type]  # does nothing to other formats
@@ -83,9 +87,21 @@ def input_side(processor: ProcessorMixin) -> int | None:
 
 def orientation_of(image: dict[str, Any]) -> int:
     """How a camera held a stored picture, as EXIF numbers it: 1 for upright, above 4 where width and height are exchanged."""
-    source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
-    with Image.open(source) as opened:
+    with Image.open(_file_of(image)) as opened:
         return opened.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def shorter_side(image: dict[str, Any]) -> int:
+    """Of a stored picture, in pixels, without decoding it.
+
+    Raises:
+        CorruptImageError: If it cannot be read.
+    """
+    try:
+        with Image.open(_file_of(image)) as opened:
+            return min(opened.size)
+    except Exception as error:
+        raise CorruptImageError(f"Image {image['path']} cannot be read: {error}") from error
 
 
 def picture_ids(data: datasets.Dataset, image_column: str) -> list[str]:
@@ -104,11 +120,5 @@ def picture_ids(data: datasets.Dataset, image_column: str) -> list[str]:
 
 
 __all__ = [
-    "CorruptImageError",
-    "PictureRows",
-    "decode_image",
-    "input_side",
-    "orientation_of",
-    "picture_ids",
-    "random_crop",
-]
+    "CorruptImageError", "PictureRows", "decode_image", "input_side", "orientation_of", "picture_ids", "random_crop", "shorter_side",
+]  # fmt: skip

@@ -6,7 +6,6 @@ means to read one block again.
 """
 
 import copy
-import io
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,11 @@ from itertools import islice
 from typing import Any, Literal
 
 import datasets
-from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 from triptych.arguments import argument
-from triptych.data.pictures import CorruptImageError, PictureRows, decode_image, random_crop
+from triptych.data.pictures import CorruptImageError, PictureRows, decode_image, random_crop, shorter_side
 from triptych.data.rows import text_or_texts
 from triptych.data.shards import ShardError, Shards, open_shards, shard_files
 
@@ -204,7 +202,7 @@ class PairStream(PictureRows, IterableDataset):
                 raise CorruptImageError(f"{where} has no picture.")
             if (caption := self._caption(item["caption"], where, seed)) is None:
                 return None
-            if self.min_image_size is not None and _shorter_side(item["image"]) < self.min_image_size:
+            if self.min_image_size is not None and shorter_side(item["image"]) < self.min_image_size:
                 return None
             image = decode_image(item["image"], where, self.decode_size)
         except (CorruptImageError, ShardError):
@@ -254,15 +252,6 @@ def _items(
                 yield position, number, f"{names[position]}, sample {row['key']}", row
         except ShardError as error:
             yield position + 1, 0, names[position], error
-
-
-def _shorter_side(image: dict[str, Any]) -> int:
-    """Of a picture, in pixels, without decoding it; 0 if it cannot be read, which decoding will say."""
-    try:
-        with Image.open(io.BytesIO(image["bytes"])) as opened:
-            return min(opened.size)
-    except Exception as error:
-        raise CorruptImageError(f"Image {image['path']} cannot be read: {error}") from error
 
 
 def table_of(shards: Shards, num_rows: int) -> datasets.Dataset:
