@@ -43,7 +43,7 @@ $(VENV)/versions/%/.prepared: | $(PREPARED_DEV)
 	touch $@
 
 test: $(PREPARED_DEV) $(OTHER_VERSIONS)  ## Run the tests, one process per core
-	$(BIN)/python -m pytest -n auto --dist worksteal $(TEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations 15 $(TEST_ARGS)
 
 # Out of its source distribution, which pip fetches once per version; `COMMON_ARGS="--write"` writes the table of docs/reliability.md.
 test-common: $(PREPARED_DEV)  ## Run transformers' own common tests on our classes

@@ -60,7 +60,8 @@ def held_out_pairs(trained: dict[str, Any], dataset: str | None, image_size: int
 
     if trained["streaming"] and dataset is not None:
         columns = (trained["image_column"], trained["caption_column"])
-        rows = table_of(open_shards(shard_files(dataset)["train"], *columns), trained["max_eval_rows"])
+        shards = open_shards(shard_files(dataset)["train"], *columns)
+        rows = table_of(shards, trained["max_eval_rows"], trained["on_bad_row"])
         return ImageCaptionDataset(rows, on_corrupt_image=trained["on_corrupt_image"])
     fields = {name: trained[name] for name in PairArguments.__dataclass_fields__}
     arguments = PairArguments(**fields | ({"dataset": dataset} if dataset is not None else {}))

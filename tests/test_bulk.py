@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.conftest import tiny_model, tiny_processor
 from tests.test_streams import picture, write_tar
 from triptych import bulk, pipeline
-from triptych.bulk import BulkTask, Worker, jobs_of, run_bulk
+from triptych.bulk import BulkTask, Job, Worker, jobs_of, run_bulk
 from triptych.cli import app
 
 
@@ -101,6 +101,9 @@ def test_finished_shards_are_left_and_the_others_done(repository, shards, tmp_pa
     assert finish(task, shards, tmp_path) == []
     with pytest.raises(ValueError, match="holds results with `kind` 'embed', now it is 'caption'"):
         finish(BulkTask("caption", repository), shards, tmp_path)
+    others = [Job("00000", ("elsewhere/00000.tar",), True)]
+    with pytest.raises(ValueError, match=r"00000.parquet is of other files than elsewhere/00000.tar"):
+        list(run_bulk(task, others, tmp_path))
     (tmp_path / "_run.json").unlink()
     with pytest.raises(ValueError, match="holds parquet files of something else"):
         finish(task, shards, tmp_path)

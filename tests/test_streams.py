@@ -20,7 +20,7 @@ from tests.test_engine import arguments, rows_of, task_of
 from triptych.data.pairs import load_pairs
 from triptych.data.pictures import CorruptImageError
 from triptych.data.shards import ShardError, open_shards, shard_files
-from triptych.data.streams import PairStream, StreamArguments, load_streams
+from triptych.data.streams import PairStream, StreamArguments, load_streams, table_of
 from triptych.training.engine import ARGUMENTS_FILE, Engine
 from triptych.training.pair_sets import PairArguments
 
@@ -245,6 +245,25 @@ def test_parquet_files_are_read_from_a_row_on(tmp_path, monkeypatch):
         next(table.rows(path))
 
 
+def test_rows_without_captions_are_left_out_of_the_evaluation_too(tmp_path):
+    samples = {f"{number}": {"png": picture(number), "json": json.dumps({"texts": texts}).encode()} for number, texts in
+               enumerate((["one", "two"], "three", None, 4))}  # fmt: skip
+    held_out = open_shards([str(write_tar(tmp_path / "test.tar", samples))], "image", "json.texts")
+    with pytest.raises(ValueError, match=r"The caption of .*test.tar, sample 2 is None"):
+        table_of(held_out, 10)
+    assert table_of(held_out, 10, "skip")["caption"][:] == [["one", "two"], ["three"], ["4"]]
+    assert len(table_of(held_out, 2)) == 2
+    assert list(PairStream([held_out]).captions(10)) == ["one", "two", "three", "4"]
+
+
+def test_shards_give_the_same_pictures_wherever_they_lie(shards, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    there = [str(Path(shutil.copy(file, moved))) for file in shards]
+    both = [itertools.islice(PairStream([open_shards(files)], crop_scale=0.3), 60) for files in (shards, there)]
+    assert [pair["image"].tobytes() for pair in both[0]] == [pair["image"].tobytes() for pair in both[1]]
+
+
 def test_patterns_folders_and_addresses_name_shards(shards, tmp_path):
     folder = Path(shards[0]).parent
     assert shard_files(f"{folder}/train-{{000..006}}.tar") == {"train": shards}
@@ -275,14 +294,14 @@ def test_shards_are_held_out_and_never_trained_on(shards):
     assert len(held_out) <= 5
     assert len(stream.shard_names) == 6
     trained = {pair["caption"] for pair in itertools.islice(stream, 200)}
-    assert not trained & set(held_out["caption"])
+    assert not trained & {caption for captions in held_out["caption"] for caption in captions}
     stream, held_out = load_streams(
         StreamArguments(streaming=True, eval_shards=shards[6]), f"{folder}/train-{{000..005}}.tar"
     )
-    assert held_out["caption"] == [f"number {number}" for number in range(33, 42)]
+    assert held_out["caption"] == [[f"number {number}"] for number in range(33, 42)]
     (folder / "test-000.tar").write_bytes(Path(shards[0]).read_bytes())
     stream, held_out = load_streams(StreamArguments(streaming=True), str(folder))
-    assert (len(stream.shard_names), held_out["caption"][0]) == (7, "number 0")
+    assert (len(stream.shard_names), held_out["caption"][0]) == (7, ["number 0"])
     for args, name, message in (
         (
             StreamArguments(streaming=True, eval_shards=shards[6]),

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from tests.conftest import tiny_mammut, tiny_mammut_processor, tiny_model, tiny_processor
+from tests.conftest import load_example, tiny_mammut, tiny_mammut_processor, tiny_model, tiny_processor
 from tests.processes import kill_after, logged_losses
 from tests.test_hub import CARD
 from triptych import hub
@@ -222,7 +222,7 @@ def test_a_corrupt_picture_is_named(pictures, tmp_path):
     assert "corrupt images skipped: 1" in card
 
 
-def test_the_ablation_trains_every_number_of_cross_attention_layers(pictures, tmp_path):
+def test_the_ablation_trains_every_number_of_cross_attention_layers(pictures, tmp_path, monkeypatch, capsys):
     script = [sys.executable, str(ROOT / "examples" / "ablate_cross_attention.py"), "--output_dir", str(tmp_path)]
     arguments = command(pictures, tmp_path, "--num_epochs", "1")[4:]  # without the other script and its folder
     result = run([*script, "--cross_layers", "1", "4", *arguments])
@@ -235,8 +235,10 @@ def test_the_ablation_trains_every_number_of_cross_attention_layers(pictures, tm
     row = next(line for line in result.stdout.splitlines() if line.startswith("| 4 "))
     assert row.split("|")[2].strip() == f"{runs['4'][0]['text_to_image_recall@1']:.3f}"
     assert (tmp_path / "ablation.md").read_text() in result.stdout
-    uneven = run([*script, "--cross_layers", "3"])
-    assert "3 cross-attention layers cannot be spread evenly over the 4 decoder layers" in uneven.stderr
+    monkeypatch.setattr("sys.argv", [*script[1:], "--cross_layers", "3"])
+    with pytest.raises(SystemExit):
+        load_example("ablate_cross_attention").main()
+    assert "3 cross-attention layers cannot be spread evenly over the 4 decoder layers" in capsys.readouterr().err
 
 
 def test_recalls_and_ranks_on_a_known_case():

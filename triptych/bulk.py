@@ -4,6 +4,7 @@ A collection is a list of jobs, each a shard or some files of a folder. A worker
 `<job>.parquet` when the job is done, so that what is there is finished. Who runs the workers is all in which two engines differ.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -65,6 +66,24 @@ class Job:
     name: str
     files: tuple[str, ...]
     is_shard: bool
+
+    @property
+    def digest(self) -> bytes:
+        """Of the files, by which a result is known to be theirs."""
+        return hashlib.sha256("\n".join(self.files).encode()).hexdigest().encode()
+
+    def is_done(self, output: Path) -> bool:
+        """Whether there is a result of these files.
+
+        Raises:
+            ValueError: If there is one of other files.
+        """
+        path = output / f"{self.name}.parquet"
+        if not path.exists():
+            return False
+        if (pyarrow.parquet.read_schema(path).metadata or {}).get(b"files") != self.digest:
+            raise ValueError(f"{path} is of other files than {self.files[0]}; take another `output`.")
+        return True
 
 
 def jobs_of(source: str, image_files: Callable[[Path], list[Path]]) -> list[Job]:
@@ -165,6 +184,7 @@ class Worker:
             rows[self.column], None if self.task.kind == "caption" else pyarrow.list_(pyarrow.float32())
         )
         table = pyarrow.table({"key": pyarrow.array(rows["key"], pyarrow.string()), self.column: values})
+        table = table.replace_schema_metadata({"files": job.digest})
         staging = self.output / f".{job.name}.incomplete-{os.getpid()}"
         pyarrow.parquet.write_table(table, staging)
         staging.replace(self.output / f"{job.name}.parquet")
@@ -209,15 +229,14 @@ def run_bulk(
         Iterator of the jobs that are done so far, with `pictures` and `corrupt` of the last one.
 
     Raises:
-        ValueError: If the folder holds results of something else.
+        ValueError: If the folder holds results of something else, or of other files.
     """
     output.mkdir(parents=True, exist_ok=True)
     _same_run(task, output)
-    done = [job for job in jobs if (output / f"{job.name}.parquet").exists()]
-    left = [job for job in jobs if job not in done]
+    left = [job for job in jobs if not job.is_done(output)]
     run = {"local": _on_this_machine, "ray": _on_ray}[engine]
     if left:
-        yield from enumerate(run(task, left, output, num_workers), len(done) + 1)
+        yield from enumerate(run(task, left, output, num_workers), len(jobs) - len(left) + 1)
 
 
 def _same_run(task: BulkTask, output: Path) -> None:
@@ -239,8 +258,9 @@ def _same_run(task: BulkTask, output: Path) -> None:
 _worker: Worker | None = None  # of this process
 
 
-def _start_worker(task: BulkTask, output: str, devices: Any) -> None:
+def _start_worker(task: BulkTask, output: str, devices: Any, num_processes: int) -> None:
     global _worker
+    torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     _worker = Worker(task, output, devices.get())
 
 
@@ -263,7 +283,7 @@ def _on_this_machine(
         devices = manager.Queue()
         for number in range(count):
             devices.put(f"cuda:{number % num_devices}" if num_devices else None)
-        with ProcessPoolExecutor(count, context, _start_worker, (task, str(output), devices)) as pool:
+        with ProcessPoolExecutor(count, context, _start_worker, (task, str(output), devices, count)) as pool:
             for future in as_completed([pool.submit(_work, job) for job in jobs]):
                 yield future.result()
 

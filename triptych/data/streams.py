@@ -183,7 +183,8 @@ class PairStream(PictureRows, IterableDataset):
                     place["index"] = index + 1
                     _, _, where, item = block[index]
                     block[index] = (0, 0, "", {})  # pictures that were read go
-                    if (pair := self._pair(item, where, f"{seed}-{where}")) is not None:
+                    # by the shard's own name: elsewhere the same shards give the same pictures
+                    if (pair := self._pair(item, where, f"{seed}-{where.rpartition('/')[2]}")) is not None:
                         num_pairs += 1
                         yield pair
                 place |= {"shard": shard, "row": row, "block": place["block"] + 1, "index": 0}
@@ -213,31 +214,33 @@ class PairStream(PictureRows, IterableDataset):
         return {"image": random_crop(image, self.crop_scale, seed), "caption": caption}
 
     def _caption(self, value: Any, where: str, seed: str) -> str | None:
-        try:
-            texts = text_or_texts(value)
-        except ValueError as error:
-            if self.on_bad_row == "error":
-                raise ValueError(
-                    f"The caption of {where} is {value!r}, {error}. `on_bad_row='skip'` leaves such rows out."
-                ) from None
+        texts = _texts(value, where, self.on_bad_row)
+        if texts is None:
             self._state["num_skipped"] += 1
             return None
-        caption = texts if isinstance(texts, str) else random.Random(seed).choice(texts)
+        caption = random.Random(seed).choice(texts)
         shortest, longest = self.min_caption_length or 0, self.max_caption_length or len(caption)
         return caption if shortest <= len(caption) <= longest else None
 
-    def captions(self, num_captions: int) -> list[str]:
-        """The first captions, of all data sets in turn, e.g. to train a tokenizer on."""
-        found = []
+    def captions(self, num_rows: int) -> Iterator[str]:
+        """Captions of the first rows, of all data sets in turn, e.g. to train a tokenizer on."""
         for source in self.sources:
-            rows = (row for name in source.names for row in source.rows(name))
-            for row in islice(rows, num_captions // len(self.sources)):
-                try:
-                    texts = text_or_texts(row["caption"])
-                except ValueError:  # the stream itself says so
-                    continue
-                found += [texts] if isinstance(texts, str) else texts
-        return found
+            rows = ((name, row) for name in source.names for row in source.rows(name))
+            for name, row in islice(rows, num_rows // len(self.sources)):
+                yield from _texts(row["caption"], name, "skip") or ()  # the stream itself says what is wrong
+
+
+def _texts(value: Any, where: str, on_bad_row: Literal["error", "skip"]) -> list[str] | None:
+    """The captions of a row; nothing if it has none and that is to be skipped."""
+    try:
+        texts = text_or_texts(value)
+    except ValueError as error:
+        if on_bad_row == "error":
+            raise ValueError(
+                f"The caption of {where} is {value!r}, {error}. `on_bad_row='skip'` leaves such rows out."
+            ) from None
+        return None
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _items(
@@ -254,11 +257,18 @@ def _items(
             yield position + 1, 0, names[position], error
 
 
-def table_of(shards: Shards, num_rows: int) -> datasets.Dataset:
-    """The first rows of shards, in memory, with the columns `image` and `caption`."""
-    rows = (row for name in shards.names for row in shards.rows(name))
-    rows = tqdm(islice(rows, num_rows), desc="held-out pairs", unit="pair", total=num_rows, leave=False)
-    kept = [{"image": row["image"], "caption": row["caption"]} for row in rows]
+def table_of(shards: Shards, num_rows: int, on_bad_row: Literal["error", "skip"] = "error") -> datasets.Dataset:
+    """The first rows of shards, in memory, with the columns `image` and `caption` (a list); rows without captions as of [`PairStream`]."""
+    kept = []
+    with tqdm(desc="held-out pairs", unit="pair", total=num_rows, leave=False) as progress:
+        for where, row in (
+            (f"{name}, sample {row['key']}", row) for name in shards.names for row in shards.rows(name)
+        ):
+            if (texts := _texts(row["caption"], where, on_bad_row)) is not None:
+                kept.append({"image": row["image"], "caption": texts})
+                progress.update()
+            if len(kept) == num_rows:
+                break
     if not kept:
         raise ValueError(f"{shards.names[0]} holds no pair to evaluate on.")
     return datasets.Dataset.from_list(kept).cast_column("image", datasets.Image(decode=False))
@@ -274,7 +284,7 @@ def load_streams(
     eval_fraction: float = 0.05,
     **options: Any,
 ) -> tuple[PairStream, datasets.Dataset]:
-    """Training pairs as a stream, and the held-out ones as a table with the columns `image` and `caption`.
+    """Training pairs as a stream, and the held-out ones as of [`table_of`].
 
     Args:
         args ([`StreamArguments`]): How to read.
@@ -304,7 +314,7 @@ def load_streams(
     if both := {file for each in train for file in each} & set(held_out):
         raise ValueError(f"`eval_shards` are trained on: {', '.join(sorted(both)[:3])}, {len(both)} in all.")
     sources = [open_shards(each, *columns) for each in train]
-    table = table_of(open_shards(held_out, *columns), args.max_eval_rows)
+    table = table_of(open_shards(held_out, *columns), args.max_eval_rows, options.get("on_bad_row", "error"))
     stream = PairStream(
         sources,
         [weight for _, weight in entries],

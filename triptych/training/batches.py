@@ -90,10 +90,10 @@ class StreamBatches:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata 0.11 beside torch 2.15
             self.loader = StatefulDataLoader(data, **_loading(collate, args))
-        names = data.shard_names
+        names = [Path(name).name for name in data.shard_names]  # they may have moved
         digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
         self.facts = {
-            "data set": f"{len(names)} shards, {Path(names[0]).name} the first (digest of all: {digest})",
+            "data set": f"{len(names)} shards, {names[0]} the first (digest of their names: {digest})",
             "num_workers": args.num_workers,
         }
 

@@ -1,5 +1,6 @@
 """The pairs that a captioner is pretrained on and evaluated on, whichever way they come."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,8 +15,8 @@ from triptych.data.streams import StreamArguments, load_streams, mixture_entry
 from triptych.modeling.configuration_base import check_positive
 
 
-# Captions of a stream that a tokenizer is trained on
-_NUM_TOKENIZER_CAPTIONS = 20_000
+# Rows of a stream whose captions a tokenizer is trained on
+_NUM_TOKENIZER_ROWS = 20_000
 
 
 @dataclass
@@ -83,7 +84,7 @@ def stream_options() -> list[str]:
     return [name for name in StreamArguments.__dataclass_fields__ if name != "streaming"]
 
 
-def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Dataset, dict[str, Dataset], list[str]]:
+def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Dataset, dict[str, Dataset], Iterable[str]]:
     """What a captioner is trained and evaluated on.
 
     Args:
@@ -100,7 +101,7 @@ def load_sets(args: PairArguments, image_size: int, seed: int) -> tuple[Dataset,
         source = args.loading()
         del source["group_column"]
         stream, table = load_streams(args, **source, **options, **crops)
-        return stream, {"": ImageCaptionDataset(table, **options)}, stream.captions(_NUM_TOKENIZER_CAPTIONS)
+        return stream, {"": ImageCaptionDataset(table, **options)}, stream.captions(_NUM_TOKENIZER_ROWS)
     is_scenes = args.dataset == "openmoji-scenes"
     source = args.loading() | ({"name": "openmoji"} if is_scenes else {})
     others = [split for split in (args.validation_split, args.also_evaluate) if split is not None]
