@@ -42,8 +42,9 @@ class Cost:
         parameters, trained (`int`): All of them, and those with gradients.
         flops (`float`): Operations of a training step for one pair.
         activations, checkpointed (`float`): Bytes kept for the backward pass of one pair, plain and with checkpointed layers.
-        embedding (`int`): Bytes of a pair that every process sends to all others, for the contrastive loss.
+        embedding (`int`): Bytes that a process receives for every pair of another one, for the contrastive loss and its gradient.
         largest_block (`int`): Parameters of the largest layer, which FSDP gathers whole.
+        num_blocks (`int`): Layers.
     """
 
     parameters: int
@@ -53,6 +54,7 @@ class Cost:
     checkpointed: float
     embedding: int
     largest_block: int
+    num_blocks: int
 
 
 @contextmanager
@@ -103,12 +105,11 @@ def count_captioner(preset: str, length: int, dtype: torch.dtype = torch.float32
     blocks = [sum(p.numel() for p in each.parameters()) for name, each in model.named_modules() if _is_layer(name)]
     flops, activations = of_pair(False)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    width = (
-        model.config.text_config.hidden_size
-        if not hasattr(model.config, "projection_dim")
-        else model.config.projection_dim
-    )
-    return Cost(parameters, parameters, flops, activations, of_pair(True)[1], 2 * 4 * width, max(blocks))
+    width = getattr(model.config, "projection_dim", model.config.text_config.hidden_size)
+    # A softmax gathers images and texts, the focal loss texts; gradients of all are then summed, which is twice a gathering
+    sides = 1 if getattr(model.config, "contrastive_loss_type", "softmax") == "focal" else 2
+    embedding = 3 * sides * 4 * width
+    return Cost(parameters, parameters, flops, activations, of_pair(True)[1], embedding, max(blocks), len(blocks))
 
 
 def _is_layer(name: str) -> bool:
@@ -164,7 +165,16 @@ def count_chat(preset: str, length: int, dtype: torch.dtype = torch.float32) -> 
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     trained = sum(size for size, is_trained in sizes if is_trained)
     everything = sum(size for size, _ in sizes)
-    return Cost(everything, trained, flops + counter.get_total_flops(), activations, of_pair(True)[1], 0, max(blocks))
+    return Cost(
+        everything,
+        trained,
+        flops + counter.get_total_flops(),
+        activations,
+        of_pair(True)[1],
+        0,
+        max(blocks),
+        len(blocks),
+    )
 
 
 def cost_of(preset: str, length: int, dtype: torch.dtype = torch.float32) -> Cost:
@@ -173,13 +183,13 @@ def cost_of(preset: str, length: int, dtype: torch.dtype = torch.float32) -> Cos
 
 
 def memory(cost: Cost, sharding: str, gpus: int, per_node: int) -> float:
-    """Bytes of a GPU for weights, gradients and AdamW's moments in fp32, and the layers in bf16 that are gathered."""
+    """Bytes of a GPU for weights, gradients and AdamW's moments in fp32; DDP's buckets, and the copies in bf16 that are multiplied."""
     shards = min(gpus, per_node) if sharding == "hybrid" else gpus
     weights, rest = 4 * cost.parameters, 12 * cost.trained
-    if sharding == "none":
-        return weights + rest
-    if sharding == "moments":  # ZeRO-1: gradients and weights stay whole
-        return weights + 4 * cost.trained + 8 * cost.trained / gpus
+    if sharding in ("none", "moments"):
+        buckets = 4 * cost.trained if gpus > 1 else 0
+        moments = 8 * cost.trained / (gpus if sharding == "moments" else 1)  # ZeRO-1 shares them out
+        return weights + 2 * cost.parameters + 4 * cost.trained + buckets + moments
     return (weights + rest) / shards + 2 * 2 * cost.largest_block  # one at work, one on its way
 
 
@@ -199,7 +209,8 @@ def communication(cost: Cost, sharding: str, gpus: int, per_node: int, batch_siz
 
 def row(cost: Cost, sharding: str, gpus: int, args: argparse.Namespace) -> str:
     """A line of the table: memory, bytes to send, what bounds a step, and days."""
-    kept = cost.checkpointed if args.checkpointed else cost.activations
+    # Of checkpointed layers one is made anew at a time
+    kept = cost.checkpointed + cost.activations / cost.num_blocks if args.checkpointed else cost.activations
     needed = memory(cost, sharding, gpus, args.gpus_per_node) + kept * args.batch_size
     sent = communication(cost, sharding, gpus, args.gpus_per_node, args.batch_size)
     flops = cost.flops * (4 / 3 if args.checkpointed else 1)
@@ -208,7 +219,7 @@ def row(cost: Cost, sharding: str, gpus: int, args: argparse.Namespace) -> str:
         "network": sent["within"] / (args.within_gbs * GB) + sent["between"] / (args.between_gbs * GB),
         "data": args.batch_size / (args.pictures_per_core * args.cores_per_gpu),
     }
-    bound = max(seconds, key=seconds.__getitem__)
+    bound = max(seconds, key=seconds.__getitem__)  # all three go on at the same time, at best
     rate = args.batch_size * gpus / seconds[bound]
     days = ", ".join(f"{pairs_ / rate / 86400:.3g}" for pairs_ in args.pairs)
     fits = f"{needed / GB:.0f}" + ("" if needed < args.memory_gb * GB else " (too much)")

@@ -54,14 +54,14 @@ def held_out(load: Any, trained: dict[str, Any], dataset: str | None, **options:
 def held_out_pairs(trained: dict[str, Any], dataset: str | None, image_size: int) -> Dataset:
     """The pairs that a pretraining held out, or the shards that are named instead."""
     from triptych.data.pairs import ImageCaptionDataset
-    from triptych.data.shards import open_shards, shard_files
-    from triptych.data.streams import table_of
+    from triptych.data.shards import open_shards
+    from triptych.data.streams import files_of_split, table_of
     from triptych.training.pair_sets import PairArguments, load_sets
 
     if trained["streaming"] and dataset is not None:
         columns = (trained["image_column"], trained["caption_column"])
-        shards = open_shards(shard_files(dataset)["train"], *columns)
-        rows = table_of(shards, trained["max_eval_rows"], trained["on_bad_row"])
+        shards = open_shards(files_of_split(dataset, trained["eval_split"]), *columns)
+        rows = table_of(shards, trained["max_eval_rows"], trained["on_corrupt_image"], trained["on_bad_row"])
         return ImageCaptionDataset(rows, on_corrupt_image=trained["on_corrupt_image"])
     fields = {name: trained[name] for name in PairArguments.__dataclass_fields__}
     arguments = PairArguments(**fields | ({"dataset": dataset} if dataset is not None else {}))

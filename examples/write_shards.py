@@ -71,8 +71,8 @@ def sample_of(row: dict[str, Any], number: int, args: ShardArguments) -> dict[st
 def main() -> None:
     (args,) = HfArgumentParser((ShardArguments,)).parse_args_into_dataclasses()
     output = Path(args.output_dir)
-    if any(output.glob("*.tar")):
-        raise ValueError(f"`output_dir` {output} holds shards already; delete them, or write elsewhere.")
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"`output_dir` {output} holds files already; write into a new folder.")
     data = load_pairs(**args.loading(), image_size=args.image_size, seed=args.seed)
     numbers = {}
     with staged(output, last="shards.json") as staging:

@@ -1,6 +1,7 @@
 """Captions and embeddings of whole collections: the same as one by one, and on with what is missing."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.conftest import tiny_model, tiny_processor
-from tests.test_streams import picture, write_tar
+from tests.test_streams import picture, write_cut, write_tar
 from triptych import bulk, pipeline
 from triptych.bulk import BulkTask, Job, Worker, jobs_of, run_bulk
 from triptych.cli import app
@@ -69,7 +70,7 @@ def expected_of(repository: str, kind: str) -> dict:
 
 
 def finish(task: BulkTask, shards: str, output: Path, **how) -> list[dict]:
-    return [numbers for _, numbers in run_bulk(task, jobs_of(shards, lambda folder: []), output, **how)]
+    return [numbers for _, numbers in run_bulk(task, jobs_of(shards, lambda folder: [], Path()), output, **how)]
 
 
 CAPTIONS = {"prompt": "", "max_new_tokens": 5, "num_beams": 2}
@@ -88,13 +89,13 @@ def test_a_collection_gets_the_captions_and_vectors_of_its_pictures(repository, 
 
 def test_finished_shards_are_left_and_the_others_done(repository, shards, tmp_path, monkeypatch):
     task = BulkTask("embed", repository, 4)
-    half = run_bulk(task, jobs_of(shards, lambda folder: []), tmp_path)
+    half = run_bulk(task, jobs_of(shards, lambda folder: [], Path()), tmp_path)
     assert next(half)[0] == 1
     half.close()
     first = tmp_path / "00000.parquet"
     stamp = first.stat().st_mtime_ns
     assert [path.name for path in tmp_path.glob("*.parquet")] == ["00000.parquet"]
-    done = [count for count, _ in run_bulk(task, jobs_of(shards, lambda folder: []), tmp_path)]
+    done = [count for count, _ in run_bulk(task, jobs_of(shards, lambda folder: [], Path()), tmp_path)]
     assert done == [2, 3]
     assert first.stat().st_mtime_ns == stamp
     monkeypatch.setattr(bulk, "Worker", None)  # a finished collection needs no model
@@ -143,9 +144,9 @@ def test_jobs_are_called_as_their_shards_are_and_apart(tmp_path):
     for name in ("a/0.tar", "b/0.tar", "b/1.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_tar(tmp_path / name, {})
-    assert [job.name for job in jobs_of(f"{tmp_path}/*/*.tar", None)] == ["a-0", "b-0", "b-1"]
-    assert [job.name for job in jobs_of(f"{tmp_path}/b/*.tar", None)] == ["0", "1"]
-    assert [job.name for job in jobs_of(f"{tmp_path}/b/1.tar", None)] == ["1"]
+    assert [job.name for job in jobs_of(f"{tmp_path}/*/*.tar", None, Path())] == ["a-0", "b-0", "b-1"]
+    assert [job.name for job in jobs_of(f"{tmp_path}/b/*.tar", None, Path())] == ["0", "1"]
+    assert [job.name for job in jobs_of(f"{tmp_path}/b/1.tar", None, Path())] == ["1"]
 
 
 def test_without_ray_its_engine_says_what_to_install(repository, shards, tmp_path, monkeypatch):
@@ -171,3 +172,30 @@ def test_several_processes_share_the_jobs(repository, shards, tmp_path):
     numbers = finish(BulkTask("embed", repository, 2), shards, tmp_path / "two", num_workers=2)
     assert len(numbers) == 3
     assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one")
+
+
+def test_a_folder_of_pictures_stays_one_when_results_lie_in_it(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    output = tmp_path / "vectors"
+    output.mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"key": ["a"]}), output / "pictures-00000.parquet")
+    (job,) = jobs_of(str(tmp_path), lambda folder: sorted(folder.glob("*.png")), output)
+    assert (job.name, job.is_shard) == ("pictures-00000", False)
+
+
+def test_no_two_jobs_have_one_name(tmp_path):
+    for name in ("a/b.tar", "a-b.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_tar(tmp_path / name, {})
+    names = [job.name for job in jobs_of(str(tmp_path), None, tmp_path / "out")]
+    assert len(set(names)) == 2
+
+
+def test_a_shard_that_was_cut_does_not_stop_the_others(repository, shards, tmp_path):
+    files = sorted(Path(shards).parent.glob("*.tar"))
+    write_cut(Path(shutil.copy(files[0], tmp_path / "00000.tar")))
+    (tmp_path / "00000.tar").unlink()
+    write_tar(tmp_path / "00001.tar", {"x": {"png": picture(1), "txt": b"a"}})
+    numbers = finish(BulkTask("embed", repository), f"{tmp_path}/*.tar", tmp_path / "out")
+    assert [each["corrupt"] for each in numbers] == [1, 0]
+    assert numbers[1]["pictures"] == 1

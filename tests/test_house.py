@@ -99,9 +99,9 @@ def test_the_costs_of_a_step_are_those_that_torch_counts(preset, monkeypatch):
     assert cost.flops == pytest.approx((operations[1] - operations[0]) / 2, rel=0.05)
     assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert cost.checkpointed < cost.activations / 3
-    whole = scaling.memory(cost, "none", 8, 8)
-    assert whole == 16 * cost.parameters
-    assert scaling.memory(cost, "full", 8, 8) == pytest.approx(whole / 8 + 4 * cost.largest_block)
+    assert scaling.memory(cost, "none", 1, 8) == (16 + 2) * cost.parameters  # and bf16's copies
+    assert scaling.memory(cost, "none", 8, 8) == (16 + 2 + 4) * cost.parameters  # and DDP's buckets
+    assert scaling.memory(cost, "full", 8, 8) == pytest.approx(2 * cost.parameters + 4 * cost.largest_block)
     assert scaling.memory(cost, "hybrid", 64, 8) == scaling.memory(cost, "full", 8, 8)
     one, many = (scaling.communication(cost, "none", gpus, 8, 4) for gpus in (1, 64))
     assert one == {"within": 0.0, "between": 0.0}

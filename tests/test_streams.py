@@ -21,6 +21,7 @@ from triptych.data.pairs import load_pairs
 from triptych.data.pictures import CorruptImageError
 from triptych.data.shards import ShardError, open_shards, shard_files
 from triptych.data.streams import PairStream, StreamArguments, load_streams, table_of
+from triptych.training.checkpoints import checkpoint_to_resume, remove_folder
 from triptych.training.engine import ARGUMENTS_FILE, Engine
 from triptych.training.pair_sets import PairArguments
 
@@ -251,7 +252,7 @@ def test_rows_without_captions_are_left_out_of_the_evaluation_too(tmp_path):
     held_out = open_shards([str(write_tar(tmp_path / "test.tar", samples))], "image", "json.texts")
     with pytest.raises(ValueError, match=r"The caption of .*test.tar, sample 2 is None"):
         table_of(held_out, 10)
-    assert table_of(held_out, 10, "skip")["caption"][:] == [["one", "two"], ["three"], ["4"]]
+    assert table_of(held_out, 10, on_bad_row="skip")["caption"][:] == [["one", "two"], ["three"], ["4"]]
     assert len(table_of(held_out, 2)) == 2
     assert list(PairStream([held_out]).captions(10)) == ["one", "two", "three", "4"]
 
@@ -315,6 +316,9 @@ def test_shards_are_held_out_and_never_trained_on(shards):
             "`mixture` needs `eval_shards`",
         ),
     ):
+        if message is None:  # its split `test`
+            assert load_streams(args, name)[1]["caption"][0] == ["number 0"]
+            continue
         with pytest.raises(ValueError, match=message):
             load_streams(args, name)
     with pytest.raises(ValueError, match=r"2 processes with 4 workers each \(`num_workers`\) need at least 8 shards"):
@@ -357,6 +361,9 @@ def test_a_training_on_a_stream_goes_on_exactly(shards, tmp_path):
     assert all("epoch" not in row for row in rows)
     other = Engine(arguments(tmp_path / "whole2", checkpoint_steps=3, **fields))
     other.train(task_of(train_set=stream_of(shards)))
+    mixed = Engine(arguments(tmp_path / "whole2", checkpoint_steps=3, resume=True, **fields))
+    with pytest.raises(ValueError, match=r"`shuffle_buffer` was 4 when .* and is 9 now"):
+        mixed.train(task_of(train_set=PairStream([open_shards(shards)], shuffle_buffer=9, crop_scale=0.6)))
     changed = Engine(arguments(tmp_path / "whole2", checkpoint_steps=3, resume=True, **fields))
     with pytest.raises(ValueError, match=r"`data set` was 7 shards, train-000.tar the first .* and is 6 shards"):
         changed.train(task_of(train_set=stream_of(shards[:6])))
@@ -412,7 +419,7 @@ def test_written_shards_hold_what_the_table_held(tmp_path, monkeypatch):
         assert sorted(numbers_of([list(stream)])) == sorted(
             int(each.split()[1]) for each in expected[split]["caption"]
         )
-    with pytest.raises(ValueError, match="holds shards already"):
+    with pytest.raises(ValueError, match="holds files already"):
         script.main()
 
 
@@ -450,3 +457,38 @@ def test_resume_auto_starts_goes_on_and_leaves_what_is_finished(shards, tmp_path
     with pytest.raises(SystemExit) as stop:
         engine()
     assert stop.value.code == 0
+
+
+def test_relative_and_absolute_addresses_are_the_same_shards(shards, monkeypatch):
+    monkeypatch.chdir(Path(shards[0]).parent)
+    args = StreamArguments(streaming=True, eval_shards="train-*.tar")
+    with pytest.raises(ValueError, match="`eval_shards` are trained on"):
+        load_streams(args, "train-{000..003}.tar")
+
+
+def test_metadata_beside_tar_files_is_no_shard(shards):
+    folder = Path(shards[0]).parent
+    pyarrow.parquet.write_table(pyarrow.table({"url": ["a"]}), folder / "train-000.parquet")
+    assert shard_files(str(folder)) == {"train": shards}
+
+
+def test_what_cannot_be_read_is_skipped_for_tokenizers_and_evaluations_too(shards, tmp_path):
+    cut = open_shards([write_cut(Path(shards[6])), shards[0]])
+    assert len(list(PairStream([cut]).captions(100))) == 5 + 3
+    assert len(table_of(cut, 100, "skip")) == 5 + 3
+    with pytest.raises(ShardError, match="unexpected end of data"):
+        table_of(cut, 100)
+    samples = {
+        key: {"png": picture(1), "json": text} for key, text in (("a", b"{"), ("b", b"[1]"), ("c", b'{"title": "c"}'))
+    }
+    dirty = open_shards([str(write_tar(tmp_path / "dirty.tar", samples))], "image", "json.title")
+    pairs = list(PairStream([dirty], num_passes=1, on_bad_row="skip"))
+    assert [pair["caption"] for pair in pairs] == ["c"]
+
+
+def test_a_half_deleted_checkpoint_does_not_look_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    (folder / "step-00000001").mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **how: None)  # killed before anything went
+    remove_folder(folder)
+    assert checkpoint_to_resume(folder, "auto") is None

@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from triptych.data.pictures import CorruptImageError, decode_image
-from triptych.data.shards import Shards, open_shards, shard_files
+from triptych.data.shards import ShardError, Shards, open_shards, shard_files
 from triptych.hardware import prepare_for_inference
 
 
@@ -86,30 +86,40 @@ class Job:
         return True
 
 
-def jobs_of(source: str, image_files: Callable[[Path], list[Path]]) -> list[Job]:
+def jobs_of(source: str, image_files: Callable[[Path], list[Path]], output: Path) -> list[Job]:
     """The parts of a collection.
 
     Args:
-        source (`str`): What [`shard_files`] reads, or a folder of pictures.
+        source (`str`): What [`shard_files`] reads, all splits of it, or a folder of pictures.
         image_files (`Callable`): Finds the pictures below a folder.
+        output (`Path`): Folder of the results, which are no part of the collection.
 
     Raises:
         ValueError: If there is nothing to read.
     """
     folder = Path(source)
-    if folder.is_dir() and not any(path.suffix in (".tar", ".parquet") for path in folder.rglob("*")):
-        found = [str(path) for path in image_files(folder)]
-        parts = [found[start : start + _FILES_PER_JOB] for start in range(0, len(found), _FILES_PER_JOB)]
-        if not parts:
-            raise ValueError(f"{source} holds neither shards nor pictures.")
-        return [Job(f"pictures-{number:05d}", tuple(part), False) for number, part in enumerate(parts)]
-    files = [file for split in shard_files(source).values() for file in split]
-    start = len(os.path.commonpath([file.rpartition("/")[0] for file in files])) if len(files) > 1 else 0
-    names = [Path(file.partition("?")[0] if len(files) == 1 else file[start:]).with_suffix("") for file in files]
-    return [
-        Job(name.name if len(files) == 1 else str(name).strip("/").replace("/", "-"), (file,), True)
-        for name, file in zip(names, files, strict=True)
-    ]
+    if not folder.is_dir():
+        files = [file for split in shard_files(source).values() for file in split]
+        return [Job(name, (file,), True) for name, file in zip(_names_of(files), files, strict=True)]
+    for ending in ("*.tar", "*.parquet"):
+        files = [str(path) for path in sorted(folder.rglob(ending)) if output.resolve() not in path.resolve().parents]
+        if files:
+            return [Job(name, (file,), True) for name, file in zip(_names_of(files), files, strict=True)]
+    found = [str(path) for path in image_files(folder)]
+    parts = [found[start : start + _FILES_PER_JOB] for start in range(0, len(found), _FILES_PER_JOB)]
+    if not parts:
+        raise ValueError(f"{source} holds neither shards nor pictures.")
+    return [Job(f"pictures-{number:05d}", tuple(part), False) for number, part in enumerate(parts)]
+
+
+def _names_of(files: Sequence[str]) -> list[str]:
+    """What their addresses do not share, without the ending, as names of files; numbered where that is not enough."""
+    parts = [file.partition("?")[0].split("/") for file in files]
+    shared = 0
+    while all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):
+        shared += 1
+    names = [str(Path("-".join(each[shared:])).with_suffix("")) for each in parts]
+    return [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names)]
 
 
 class Worker:
@@ -196,12 +206,18 @@ def _stored(job: Job, image_column: str) -> Iterator[tuple[str, dict[str, Any] |
         yield from ((file, {"bytes": None, "path": file}) for file in job.files)
         return
     shards: Shards = open_shards(job.files, image_column, None)
-    for row in shards.rows(job.files[0]):
-        yield row["key"], row["image"]
+    try:
+        for row in shards.rows(job.files[0]):
+            yield row["key"], row["image"]
+    except ShardError as error:  # what comes behind is lost, but not the other shards
+        yield f"{error}", None
 
 
 def _decode(stored: tuple[str, dict[str, Any] | None]) -> Image.Image | None:
     key, image = stored
+    if image is None:
+        logger.warning(f"No picture: {key}")
+        return None
     try:
         return decode_image(image, key)
     except CorruptImageError as error:

@@ -124,7 +124,7 @@ def _run_bulk(task: Any, source: str, output: Path, engine: Any, num_workers: in
 
     counts, before = {"pictures": 0, "corrupt": 0}, None
     with _failing_on(ImportError, OSError, RuntimeError, ValueError):
-        jobs = jobs_of(source, lambda folder: _files([folder]))
+        jobs = jobs_of(source, lambda folder: _files([folder]), output)
         with tqdm(desc=task.kind, unit=" pictures") as bar:
             for done, numbers in run_bulk(task, jobs, output, engine, num_workers):
                 before = done - 1 if before is None else before

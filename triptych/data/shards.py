@@ -75,10 +75,20 @@ class TarShards(Shards):
                     caption = sample.get(ending)
                     if caption is not None:
                         caption = caption.decode("utf-8", "replace")
-                        caption = json.loads(caption).get(field) if field else caption.strip()
+                        caption = _field_of(caption, field) if field else caption.strip()
                     yield {"key": sample["__key__"], "image": image, "caption": caption}
         except (ValueError, OSError, EOFError, tarfile.TarError) as error:
-            raise ShardError(f"Shard {name} cannot be read behind its sample {number}: {error.args[0]}") from error
+            reason = error if isinstance(error, OSError) else error.args[0]  # to which webdataset adds more
+            raise ShardError(f"Shard {name} cannot be read behind its sample {number}: {reason}") from error
+
+
+def _field_of(text: str, field: str) -> Any:
+    """A field of a JSON object; nothing if it is none."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    return content.get(field) if isinstance(content, dict) else None
 
 
 class ParquetShards(Shards):
@@ -103,7 +113,10 @@ class ParquetShards(Shards):
                 for batch in table.iter_batches(batch_size=64, row_groups=groups, columns=read):
                     for row in batch.to_pylist()[skip:]:
                         image = row[self.image_column]
-                        image = {"bytes": image, "path": None} if isinstance(image, bytes) else image
+                        if isinstance(image, bytes):
+                            image = {"bytes": image, "path": None}
+                        elif isinstance(image, str):
+                            image = {"bytes": None, "path": image}
                         yield {"key": str(number), "image": image, "caption": row.get(self.caption_column)}
                         number += 1
                     skip = max(0, skip - len(batch))
@@ -125,7 +138,7 @@ def _matches(name: str) -> list[str]:
         elif isinstance(system, LocalFileSystem) and not system.exists(path):
             raise ValueError(f"Shard {path} of {name!r} does not exist.")
         else:
-            found.append(address)
+            found.append(path if isinstance(system, LocalFileSystem) else address)
     return found
 
 
@@ -143,8 +156,14 @@ def shard_files(name: str, config_name: str | None = None) -> dict[str, list[str
     if name.endswith(tuple(_KINDS)) or "://" in name:
         files = {"train": _matches(name)}
     else:
-        data_files = load_dataset_builder(name, config_name).config.data_files or {}
+        kind, options = name, {}
+        if Path(name).is_dir():  # img2dataset writes parquet files of metadata beside its tar files
+            kind, options = "webdataset" if any(Path(name).rglob("*.tar")) else "parquet", {"data_dir": name}
+        data_files = load_dataset_builder(kind, config_name, **options).config.data_files or {}
         files = {str(split): list(each) for split, each in data_files.items()}
+        if options:  # which names whatever lies there
+            ending = ".tar" if kind == "webdataset" else ".parquet"
+            files = {split: [file for file in each if file.endswith(ending)] for split, each in files.items()}
     if not any(files.values()):
         raise ValueError(f"No shard matches {name!r}.")
     return files

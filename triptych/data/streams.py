@@ -6,6 +6,7 @@ means to read one block again.
 """
 
 import copy
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,23 @@ class PairStream(PictureRows, IterableDataset):
         """Of all data sets."""
         return [name for source in self.sources for name in source.names]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the order and the content of the stream depend on, beside its seed; of addresses the last part, as shards may move."""
+        sets = []
+        for source in self.sources:
+            names = [name.rpartition("/")[2] for name in source.names]
+            digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+            sets.append(f"{len(names)} shards, {names[0]} the first (digest of their names: {digest})")
+        columns = [f"{source.image_column}, {source.caption_column}" for source in self.sources]
+        options = ("weights", "shuffle_buffer", "crop_scale", "on_corrupt_image", "on_bad_row")
+        filters = ("min_image_size", "min_caption_length", "max_caption_length")
+        return {
+            "data set": " + ".join(sets),
+            "columns": " + ".join(columns),
+            **{name: getattr(self, name) for name in (*options, *filters)},
+        }
+
     def divide(self, process: int, num_processes: int, num_workers: int) -> None:
         """Read the share of one process.
 
@@ -224,10 +242,9 @@ class PairStream(PictureRows, IterableDataset):
 
     def captions(self, num_rows: int) -> Iterator[str]:
         """Captions of the first rows, of all data sets in turn, e.g. to train a tokenizer on."""
-        for source in self.sources:
-            rows = ((name, row) for name in source.names for row in source.rows(name))
-            for name, row in islice(rows, num_rows // len(self.sources)):
-                yield from _texts(row["caption"], name, "skip") or ()  # the stream itself says what is wrong
+        for source in self.sources:  # the stream itself says what is wrong
+            for where, row in islice(_all_rows(source, "skip"), num_rows // len(self.sources)):
+                yield from _texts(row["caption"], where, "skip") or ()
 
 
 def _texts(value: Any, where: str, on_bad_row: Literal["error", "skip"]) -> list[str] | None:
@@ -257,13 +274,33 @@ def _items(
             yield position + 1, 0, names[position], error
 
 
-def table_of(shards: Shards, num_rows: int, on_bad_row: Literal["error", "skip"] = "error") -> datasets.Dataset:
-    """The first rows of shards, in memory, with the columns `image` and `caption` (a list); rows without captions as of [`PairStream`]."""
-    kept = []
+def _all_rows(shards: Shards, on_corrupt_image: Literal["error", "skip"]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of all shards in their order, each with its place; what is left of a shard that cannot be read may be skipped."""
+    for _, _, where, item in _items(shards, shards.names, 0, 0):
+        if isinstance(item, dict):
+            yield where, item
+        elif on_corrupt_image == "error":
+            raise item
+
+
+def table_of(
+    shards: Shards,
+    num_rows: int,
+    on_corrupt_image: Literal["error", "skip"] = "error",
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> datasets.Dataset:
+    """The first rows of shards, in memory, with the columns `image` and `caption` (a list).
+
+    Args:
+        shards (`Shards`), num_rows (`int`): Which, and how many.
+        on_corrupt_image, on_bad_row: As of [`PairStream`], of shards and of captions.
+
+    Raises:
+        ValueError: If there is none, or one that is not to be skipped.
+    """
+    kept: list[dict[str, Any]] = []
     with tqdm(desc="held-out pairs", unit="pair", total=num_rows, leave=False) as progress:
-        for where, row in (
-            (f"{name}, sample {row['key']}", row) for name in shards.names for row in shards.rows(name)
-        ):
+        for where, row in _all_rows(shards, on_corrupt_image):
             if (texts := _texts(row["caption"], where, on_bad_row)) is not None:
                 kept.append({"image": row["image"], "caption": texts})
                 progress.update()
@@ -271,7 +308,9 @@ def table_of(shards: Shards, num_rows: int, on_bad_row: Literal["error", "skip"]
                 break
     if not kept:
         raise ValueError(f"{shards.names[0]} holds no pair to evaluate on.")
-    return datasets.Dataset.from_list(kept).cast_column("image", datasets.Image(decode=False))
+    # In parts: an array of Arrow's holds 2 GiB
+    parts = [datasets.Dataset.from_list(kept[start : start + 100]) for start in range(0, len(kept), 100)]
+    return datasets.concatenate_datasets(parts).cast_column("image", datasets.Image(decode=False))
 
 
 def load_streams(
@@ -304,7 +343,7 @@ def load_streams(
         raise ValueError(f"Data set {missing[0]!r} has no split 'train' to stream.")
     train = [each["train"] for each in files]
     if args.eval_shards is not None:
-        held_out = shard_files(args.eval_shards)["train"]
+        held_out = files_of_split(args.eval_shards, eval_split)
     elif args.mixture:
         raise ValueError("`mixture` needs `eval_shards`: on which of several data sets are they to be evaluated?")
     elif eval_split in files[0]:
@@ -314,7 +353,8 @@ def load_streams(
     if both := {file for each in train for file in each} & set(held_out):
         raise ValueError(f"`eval_shards` are trained on: {', '.join(sorted(both)[:3])}, {len(both)} in all.")
     sources = [open_shards(each, *columns) for each in train]
-    table = table_of(open_shards(held_out, *columns), args.max_eval_rows, options.get("on_bad_row", "error"))
+    policy = (options.get("on_corrupt_image", "error"), options.get("on_bad_row", "error"))
+    table = table_of(open_shards(held_out, *columns), args.max_eval_rows, *policy)
     stream = PairStream(
         sources,
         [weight for _, weight in entries],
@@ -327,6 +367,20 @@ def load_streams(
     return stream, table
 
 
+def files_of_split(address: str, split: str) -> list[str]:
+    """Files of shards to evaluate on: the split of this name, or the only one that there is.
+
+    Raises:
+        ValueError: If there are several, and none of this name.
+    """
+    files = shard_files(address)
+    if split not in files and len(files) > 1:
+        raise ValueError(
+            f"{address!r} has the splits {', '.join(files)}; say with `eval_split` which one to evaluate."
+        )
+    return files[split] if split in files else next(iter(files.values()))
+
+
 def _hold_out(files: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """Shards to train on, and others to evaluate on."""
     if len(files) < 2:
@@ -337,4 +391,4 @@ def _hold_out(files: Sequence[str], fraction: float, seed: int) -> tuple[list[st
     return [file for file in files if file not in held_out], sorted(held_out)
 
 
-__all__ = ["PairStream", "StreamArguments", "load_streams", "mixture_entry", "table_of"]
+__all__ = ["PairStream", "StreamArguments", "files_of_split", "load_streams", "mixture_entry", "table_of"]

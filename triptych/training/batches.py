@@ -1,6 +1,5 @@
 """Where the batches of a training come from: rows by index, epoch after epoch, or a stream that has no end."""
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -90,12 +89,7 @@ class StreamBatches:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata 0.11 beside torch 2.15
             self.loader = StatefulDataLoader(data, **_loading(collate, args))
-        names = [Path(name).name for name in data.shard_names]  # they may have moved
-        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
-        self.facts = {
-            "data set": f"{len(names)} shards, {names[0]} the first (digest of their names: {digest})",
-            "num_workers": args.num_workers,
-        }
+        self.facts = {**data.facts, "num_workers": args.num_workers}
 
     def epoch(self, number: int, first: int) -> Iterator[Any]:
         """The batches from now on; where that is, [`load`] has told."""

@@ -1,5 +1,6 @@
 """The captioner that a training starts from: a checkpoint, or a fresh one with a tokenizer of its own."""
 
+import copy
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -164,6 +165,7 @@ def _load(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A checkpoint and its processor, for images and texts of the sizes of a configuration."""
     stored = type(config).from_pretrained(source)
+    config = copy.deepcopy(config)  # the caller's says what is asked for
     image_size, context_length = config.vision_config.image_size, config.text_config.max_position_embeddings
     config.vision_config.image_size = stored.vision_config.image_size
     config.text_config.max_position_embeddings = stored.text_config.max_position_embeddings

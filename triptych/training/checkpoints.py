@@ -51,7 +51,6 @@ def save_checkpoint(
         if accelerator.is_main_process:
             processor.save_pretrained(staging / "processor")
             (staging / _ORDER_FILE).write_text(json.dumps(order), encoding="utf-8")
-            _write_through(staging)
     except Exception as error:  # torch, safetensors and Python each have their own for a full disk
         shutil.rmtree(staging, ignore_errors=True)
         earlier = sorted(folder.glob("step-*"))
@@ -65,14 +64,24 @@ def save_checkpoint(
         ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
+        _write_through(staging)  # the files of all processes
+        remove_folder(target)
         os.replace(staging, target)
         for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+            remove_folder(old)
         for abandoned in folder.glob("incomplete-*"):
             shutil.rmtree(abandoned)
     accelerator.wait_for_everyone()
     return target
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder under another name, so that what a kill leaves of it does not look whole."""
+    if folder.exists():
+        going = folder.with_name(f"incomplete-{folder.name}")
+        shutil.rmtree(going, ignore_errors=True)
+        folder.rename(going)
+        shutil.rmtree(going)
 
 
 def _write_through(folder: Path) -> None:
@@ -141,4 +150,4 @@ def checkpoint_to_resume(folder: Path, resume: bool | Literal["auto"]) -> Path |
     return checkpoints[-1] if checkpoints else None
 
 
-__all__ = ["checkpoint_to_resume", "keep_adapters_only", "load_checkpoint", "save_checkpoint"]
+__all__ = ["checkpoint_to_resume", "keep_adapters_only", "load_checkpoint", "remove_folder", "save_checkpoint"]

@@ -49,6 +49,7 @@ def build_detector(
     values = config.to_dict()
     values["detection_config"] = {**(values.get("detection_config") or {}), **fields}
     values["vision_config"]["crop_positions"] = False  # the stage before; here the whole table is enlarged
+    values["vision_config"]["patch_dropout"] = 0.0  # and every patch has its place in the map
     config = MammutConfig.from_dict(values)
     if args.random_weights:
         model = MammutForObjectDetection._from_config(config)

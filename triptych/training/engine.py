@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +30,13 @@ from triptych.hub import publish, save_adapter, save_repository, to_json
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.batches import RowBatches, StreamBatches
 from triptych.training.cards import run_facts
-from triptych.training.checkpoints import checkpoint_to_resume, keep_adapters_only, load_checkpoint, save_checkpoint
+from triptych.training.checkpoints import (
+    checkpoint_to_resume,
+    keep_adapters_only,
+    load_checkpoint,
+    remove_folder,
+    save_checkpoint,
+)
 from triptych.training.gradient_cache import backward_in_parts, reach_through_sharding
 from triptych.training.normalization import DeferredNormalization
 from triptych.training.optimization import TrainingState, weight_decay_groups
@@ -441,7 +446,7 @@ class Engine:
             card = {"metrics": results, **task.card, "template": f"runs/{task.name}.md", "run": run_facts(self)}
             parts = (self.trained, task.processor, card, results, extra_files, state_dict, task.base_model)
             write_repository(self.args, *parts)
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            remove_folder(self.checkpoints)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return self.output_dir if accelerator.is_main_process else None

@@ -5,7 +5,6 @@ The authors published no training code. What is known of the stages, and what is
 
 import gc
 import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from triptych.modeling.modeling_vw_lmm import VwLmmForCausalLM
 from triptych.processing.processing_vw_lmm import VwLmmProcessor
 from triptych.training.captioners import read_json
 from triptych.training.cards import run_facts
+from triptych.training.checkpoints import remove_folder
 from triptych.training.engine import Engine, Task
 from triptych.training.run_arguments import RunArguments
 from triptych.training.smollm2 import CHAT_TEMPLATE, smollm2_checkpoint
@@ -219,7 +219,7 @@ def run_stage(name: str, args: RunArguments, start: Path, data: Any, lora_rank: 
             trained.save_pretrained(staging, state_dict=state_dict)
             processor.save_pretrained(staging)
             (staging / "stage.json").write_text(json.dumps(run_facts(engine) | {"seconds": engine.state.seconds}))
-        shutil.rmtree(engine.checkpoints, ignore_errors=True)
+        remove_folder(engine.checkpoints)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     accelerator.free_memory()
