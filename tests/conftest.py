@@ -45,7 +45,7 @@ def load_example(name: str) -> ModuleType:
 def argument_classes(script: ModuleType) -> tuple[type, ...]:
     """The dataclasses that a script of `examples/` parses its arguments into, in its order."""
     (call,) = re.findall(r"HfArgumentParser\(\((.*?)\)\)", Path(script.__file__).read_text(encoding="utf-8"))
-    return tuple(getattr(script, name.strip()) for name in call.split(","))
+    return tuple(getattr(script, name.strip()) for name in call.split(",") if name.strip())
 
 
 def converted(state_dict: dict, origins: dict) -> dict:

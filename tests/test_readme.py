@@ -93,14 +93,14 @@ def test_commands_name_real_flags_and_targets():
     arguments = shlex.split(command)[2:]
     *_, parsed = HfArgumentParser(argument_classes(pretrain)).parse_args_into_dataclasses(arguments)
     assert parsed.num_epochs == 30
-    text = (ROOT / "docs" / "mammut.md").read_text(encoding="utf-8")
-    commands = re.search(r"<!-- command: detect -->\n```bash\n(.*?)```", text, re.DOTALL).group(1)
-    for line in commands.replace("\\\n", " ").strip().splitlines():
-        _, path, *arguments = shlex.split(line)
-        script = load_example(Path(path).stem)
-        HfArgumentParser(argument_classes(script)).parse_args_into_dataclasses(
-            arguments
-        )  # which refuses unknown flags
+    for document, name in (("mammut.md", "detect"), ("data.md", "stream")):
+        text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+        commands = re.search(rf"<!-- command: {name} -->\n```bash\n(.*?)```", text, re.DOTALL).group(1)
+        for line in commands.replace("\\\n", " ").strip().splitlines():
+            _, path, *arguments = shlex.split(line)
+            script = load_example(Path(path).stem)
+            # which refuses unknown flags
+            HfArgumentParser(argument_classes(script)).parse_args_into_dataclasses(arguments)
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -492,3 +493,12 @@ def test_a_half_deleted_checkpoint_does_not_look_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", lambda path, **how: None)  # killed before anything went
     remove_folder(folder)
     assert checkpoint_to_resume(folder, "auto") is None
+
+
+def test_the_snippet_of_the_documents_makes_one_pass(shards):
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"<!-- snippet: pass -->\n```python\n(.*?)```", text, re.DOTALL)
+    seen: list[str] = []
+    code = snippet.replace("shards/train-*.tar", f"{Path(shards[0]).parent}/train-*.tar")
+    exec(code + '    seen.append(pair["caption"])\n', {"seen": seen})
+    assert sorted(seen) == sorted(f"number {number}" for number in range(42))
