@@ -8,6 +8,7 @@ from tests.conftest import load_example, tiny_mammut, tiny_mammut_processor, tin
 from triptych import GrrCocaForConditionalGeneration, MammutConfig, MammutForConditionalGeneration
 from triptych.modeling.layers import kept_patches
 from triptych.training.captioners import ModelArguments, config_of, load_or_build
+from triptych.training.detectors import DetectorArguments, build_detector
 from triptych.training.optimization import weight_decay_groups
 from triptych.training.transfer import layer_rates, lock_image_tower
 
@@ -169,7 +170,9 @@ def test_scripts_go_on_from_a_checkpoint_as_their_flags_say(kind, tmp_path):
         model_name_or_path=str(tmp_path), lock_image_tower=True, unlock_layers=1, patch_dropout=0.25, image_size=larger,
         context_length=length + 3, layer_decay=0.8,
     )  # fmt: skip
-    loaded, found = load_or_build(family, args, config_of(family, args), [])
+    config = config_of(family, args)
+    loaded, found = load_or_build(family, args, config, [])
+    assert (config.vision_config.image_size, config.max_position_embeddings) == (larger, length + 3)  # for the script
     assert loaded.config.vision_config.patch_dropout == 0.25
     assert (loaded.config.vision_config.image_size, loaded.config.max_position_embeddings) == (larger, length + 3)
     assert found.image_processor.crop_size["height"] == larger
@@ -201,3 +204,10 @@ def test_the_scripts_pass_the_rates_on():
     """Every script with `layer_decay` hands its rates to the optimiser."""
     for name in ("pretrain", "finetune_vqa", "finetune_video_qa", "trainer_grr_coca", "trainer_mammut"):
         assert load_example(name).layer_rates is layer_rates, name
+
+
+def test_a_model_trained_with_dropped_patches_becomes_a_detector(tmp_path):
+    tiny_mammut(vision_config={"patch_dropout": 0.5}).save_pretrained(tmp_path)
+    tiny_mammut_processor().save_pretrained(tmp_path)
+    detector, _ = build_detector(DetectorArguments(str(tmp_path), detection_config='{"image_size": 64}'), ["a cat"])
+    assert detector.config.vision_config.patch_dropout == 0
