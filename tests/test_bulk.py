@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.conftest import tiny_model, tiny_processor
+from tests.conftest import tiny_model, tiny_processor, vw_lmm_pair
 from tests.test_streams import picture, write_cut, write_tar
 from triptych import bulk, pipeline
 from triptych.bulk import BulkTask, Job, Worker, jobs_of, run_bulk
@@ -199,3 +199,11 @@ def test_a_shard_that_was_cut_does_not_stop_the_others(repository, shards, tmp_p
     numbers = finish(BulkTask("embed", repository), f"{tmp_path}/*.tar", tmp_path / "out")
     assert [each["corrupt"] for each in numbers] == [1, 0]
     assert numbers[1]["pictures"] == 1
+
+
+def test_a_model_without_a_joint_space_embeds_nothing(tmp_path, shards):
+    model, processor = vw_lmm_pair()
+    model.save_pretrained(tmp_path / "chat")
+    processor.save_pretrained(tmp_path / "chat")
+    with pytest.raises(ValueError, match="is a vw_lmm; embeddings need a grr_coca or mammut"):
+        finish(BulkTask("embed", str(tmp_path / "chat")), shards, tmp_path / "out")

@@ -280,6 +280,7 @@ def test_patterns_folders_and_addresses_name_shards(shards, tmp_path):
     assert sorted(numbers_of([list(PairStream([open_shards(remote)], num_passes=1))])) == list(range(42))
     for name, message in (
         (f"{folder}/none-*.tar", "No shard matches"),
+        (f"{folder}/none-*.tar.gz", "No shard matches"),
         (f"{folder}/train-{{006..008}}.tar", r"Shard .*train-007.tar of .* does not exist"),
     ):
         with pytest.raises(ValueError, match=message):

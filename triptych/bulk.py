@@ -138,8 +138,10 @@ class Worker:
         model = model.to(device).eval() if device is not None else prepare_for_inference(model)
         self.model: Any = model
         self.processor = AutoProcessor.from_pretrained(task.model)
-        if task.kind == "embed" and not hasattr(self.model, "get_image_features"):
-            raise ValueError(f"Model {task.model!r} is a {self.model.config.model_type}, which embeds no images.")
+        if task.kind == "embed" and not hasattr(self.model, "get_text_features"):
+            raise ValueError(
+                f"Model {task.model!r} is a {self.model.config.model_type}; embeddings need a grr_coca or mammut."
+            )
         self.pipe: Any = None
         if task.kind == "caption":
             from triptych.pipelines import pipeline

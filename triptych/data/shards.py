@@ -39,10 +39,6 @@ class Shards:
     def __init__(self, names: Sequence[str], image_column: str = "image", caption_column: str | None = "caption"):
         self.names, self.image_column, self.caption_column = list(names), image_column, caption_column
 
-    def select(self, names: Sequence[str]) -> "Shards":
-        """Only these shards."""
-        return type(self)(names, self.image_column, self.caption_column)
-
     def rows(self, name: str, start: int = 0) -> Iterator[dict[str, Any]]:
         """The rows of a shard, from the one with the number `start` on.
 
@@ -153,7 +149,7 @@ def shard_files(name: str, config_name: str | None = None) -> dict[str, list[str
     Raises:
         ValueError: If no file matches.
     """
-    if name.endswith(tuple(_KINDS)) or "://" in name:
+    if name.endswith(tuple(_KINDS)) or "://" in name or any(character in name for character in "*?[{"):
         files = {"train": _matches(name)}
     else:
         kind, options = name, {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
-from triptych.data.statements import statement_of
+from triptych.data.statements import statement_of, title_of
 from triptych.hub import describe_machine, portable
 
 
@@ -75,7 +75,7 @@ def card_fields(arguments: list[Any], args: "RunArguments", pipeline_tag: str, t
     name = Path(args.output_dir).resolve().name
     own = {key: value for each in arguments for key, value in asdict(each).items()}
     data = statement_of(getattr(arguments[0], "data_name", arguments[0].dataset), arguments[0].dataset_license)
-    base = own.get("model_name_or_path")
+    base, shards = own.get("model_name_or_path"), own.get("eval_shards")
     license_id, origin = combined_license(data.license, base)
     return {
         "name": name,
@@ -85,7 +85,7 @@ def card_fields(arguments: list[Any], args: "RunArguments", pipeline_tag: str, t
         "dataset_ids": None if data.hub_name is None else [data.hub_name],
         "pipeline_tag": pipeline_tag,
         "tags": tags,
-        "evaluation_data": f"the held-out split of {data.title}",
+        "evaluation_data": title_of(shards) if shards else f"the held-out split of {data.title}",
         "data": data,
         "data_statement": data.text + origin,
         "limits": data.limits,
