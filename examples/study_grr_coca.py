@@ -88,7 +88,7 @@ def main_sections(study: GrrCocaStudy) -> list[tuple]:
     sections = [
         (
             "Learning rates",
-            "Validation split, mean over two seeds: CoCa loss / contrastive loss / perplexity. The lowest CoCa loss was chosen.",
+            "Validation split, one seed: CoCa loss / contrastive loss / perplexity. The lowest CoCa loss was chosen.",
             study.rate_tables,
         )
     ]
@@ -178,10 +178,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # runs save checkpoints
     study = GrrCocaStudy(folder, StudyArguments(**options), Path(__file__).with_name("pretrain.py"))
     study.make_tokenizer()
-    study.pretrain_all()
+    study.choose_rates()
+    for seed in study.args.seeds:  # one after the other: what ends early leaves whole seeds
+        study.pretrain(seed)
+        if "main" in parts:
+            study.fine_tune(seed)
     study.exchange_rates()
-    if "main" in parts:
-        study.fine_tune_all()
     if "sizes" in parts:
         study.shrink_data()
     if "factors" in parts:

@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -17,7 +16,7 @@ from triptych.training.tokenizer import train_tokenizer
 
 
 FINE_TUNING = ("game-icons", "healthicons", "tuxpaint-stamps")
-GRID_SEEDS = (100, 101)
+GRID_SEED = 100
 # What GRR-CoCa changes in the vision tower, by the fields that say so.
 FACTORS = {
     "geglu": ("mlp_type", "intermediate_size"),
@@ -82,16 +81,11 @@ class GrrCocaStudy:
         versions = {name: PICTURE_SETS[name].version for name in ("drawings", *FINE_TUNING)}
         self.study = Study(folder, train, args.num_parallel, versions)
         self.other_seeds = args.seeds[: args.num_other_seeds]
-        self.variants_and_seeds = [
-            (variant, seed)
-            for seed in args.seeds
-            for variant in self.variants
-            if variant in (self.grr, self.baseline) or seed in self.other_seeds
-        ]
-        # Runs by part, variant and seed; what the grids found; the rates chosen to pretrain.
+        # Runs by part, variant and seed; what the grids found; the rates chosen to pretrain, and to fine-tune on a data set.
         self.runs: dict[str, dict[tuple[str, int], Run]] = {}
         self.rate_tables: list[pd.DataFrame] = []
         self.rates: dict[str, float] = {}
+        self.fine_tuning_rates: dict[str, dict[str, float]] = {}
 
     def pretraining(self, part: str, variant: str, seed: int, rate: float, **changes: Any) -> Run:
         arguments: dict[str, Any] = {
@@ -126,7 +120,7 @@ class GrrCocaStudy:
         return Run(f"{dataset}/{rate:g}", variant, seed, arguments)
 
     def grid(self, variant: str) -> list[Run]:
-        """The runs that choose a rate to pretrain with; their seeds are nobody else's."""
+        """The runs that choose a rate to pretrain with; their seed is nobody else's."""
         changes: dict[str, Any] = {
             "max_train_rows": self.args.grid_pairs,
             "eval_split": "validation",
@@ -134,9 +128,8 @@ class GrrCocaStudy:
             **dict.fromkeys(("validation_split", "also_evaluate", "log_samples")),
         }
         return [
-            self.pretraining(f"learning-rates/{rate:g}", variant, seed, rate, **changes)
+            self.pretraining(f"learning-rates/{rate:g}", variant, GRID_SEED, rate, **changes)
             for rate in self.args.learning_rates
-            for seed in GRID_SEEDS
         ]
 
     def make_tokenizer(self) -> None:
@@ -149,31 +142,56 @@ class GrrCocaStudy:
             staging.rename(folder)
 
     def chosen_rates(self, grids: dict[str, list[Run]], description: str, prefix: str = "") -> dict[str, float]:
-        """By variant, the learning rate with the lowest CoCa loss on the validation split, mean over the grid's seeds."""
-        self.study.finish((run for grid in grids.values() for run in grid), description)
+        """By variant, the learning rate with the lowest CoCa loss on the validation split."""
+        self.study.finish((run for grid in grids.values() for run in grid), f"rates, {description}")
         chosen, rows = {}, []
         for name, grid in grids.items():
-            found: dict[float, list[dict[str, float]]] = {}
-            for run in grid:
-                found.setdefault(run.arguments["learning_rate"], []).append(self.study.results(run))
-            means = {
-                rate: [
-                    fmean(each[prefix + key] for each in results)
-                    for key in ("coca_loss", "contrastive_loss", "perplexity")
-                ]
+            found = {run.arguments["learning_rate"]: self.study.results(run) for run in grid}
+            chosen[name] = min(found, key=lambda rate, found=found: found[rate][prefix + "coca_loss"])  # type: ignore[misc]
+            row = {
+                f"{rate:g}": " / ".join(
+                    f"{results[prefix + key]:.2f}" for key in ("coca_loss", "contrastive_loss", "perplexity")
+                )
                 for rate, results in found.items()
             }
-            chosen[name] = min(means, key=lambda rate, means=means: means[rate][0])  # type: ignore[misc]
-            row = {f"{rate:g}": " / ".join(f"{value:.2f}" for value in values) for rate, values in means.items()}
             rows.append({description: name, **row, "chosen": f"{chosen[name]:g}"})
         self.rate_tables.append(pd.DataFrame(rows))
         return chosen
 
-    def pretrain_all(self) -> None:
+    def choose_rates(self) -> None:
+        """The rates to pretrain with."""
         self.rates = self.chosen_rates({variant: self.grid(variant) for variant in self.variants}, "pretraining")
-        runs = [self.pretraining("pretraining", *each, self.rates[each[0]]) for each in self.variants_and_seeds]
-        self.study.finish(runs, "pretraining")
-        self.runs["drawings"] = self.runs["new_style"] = {(run.variant, run.seed): run for run in runs}
+
+    def variants_of(self, seed: int) -> list[str]:
+        """Those that are trained with this seed."""
+        return [name for name in self.variants if name in (self.grr, self.baseline) or seed in self.other_seeds]
+
+    def pretrain(self, seed: int) -> None:
+        """All variants with one seed."""
+        runs = [self.pretraining("pretraining", name, seed, self.rates[name]) for name in self.variants_of(seed)]
+        self._finish(runs, f"pretraining, seed {seed}", "drawings", "new_style")
+
+    def fine_tune(self, seed: int) -> None:
+        """All variants with one seed on all data sets, from what [`pretrain`] left. The first seed chooses the rates."""
+        for dataset in FINE_TUNING:
+            if dataset not in self.fine_tuning_rates:
+                grids = {
+                    name: [
+                        self.fine_tuning(dataset, name, self.args.seeds[0], rate)
+                        for rate in self.args.fine_tuning_rates
+                    ]
+                    for name in self.variants
+                }
+                self.fine_tuning_rates[dataset] = self.chosen_rates(grids, dataset, "validation_")
+            rates = self.fine_tuning_rates[dataset]
+            runs = [self.fine_tuning(dataset, name, seed, rates[name]) for name in self.variants_of(seed)]
+            self._finish(runs, f"{dataset}, seed {seed}", dataset)
+
+    def _finish(self, runs: list[Run], description: str, *parts: str) -> None:
+        """Train runs, and keep them under the names of the parts that they belong to."""
+        self.study.finish(runs, description)
+        for part in parts:
+            self.runs.setdefault(part, {}).update({(run.variant, run.seed): run for run in runs})
 
     def exchange_rates(self) -> None:
         """The two variants of equal parameters with the rate that the other one chose, if that is another one."""
@@ -188,18 +206,6 @@ class GrrCocaStudy:
             }  # fmt: skip
             self.study.finish(runs.values(), f"both at {rate:g}")
             self.runs[f"both at {rate:g}"] = runs
-
-    def fine_tune_all(self) -> None:
-        rates, seeds = self.args.fine_tuning_rates, self.args.seeds[:2]
-        for dataset in FINE_TUNING:
-            grids = {
-                variant: [self.fine_tuning(dataset, variant, seed, rate) for rate in rates for seed in seeds]
-                for variant in self.variants
-            }
-            chosen = self.chosen_rates(grids, dataset, "validation_")
-            runs = [self.fine_tuning(dataset, *each, chosen[each[0]]) for each in self.variants_and_seeds]
-            self.study.finish(runs, dataset)
-            self.runs[dataset] = {(run.variant, run.seed): run for run in runs}
 
     def encoders(self) -> dict[str, dict[str, Any]]:
         """Arguments that make the Baseline's vision tower one with some of GRR-CoCa's changes, by the names of these."""
@@ -228,8 +234,7 @@ class GrrCocaStudy:
             for seed in self.other_seeds
             for name, changes in overrides.items()
         ]
-        self.study.finish(runs, "factors")
-        self.runs["factors"] = {(run.variant, run.seed): run for run in runs}
+        self._finish(runs, "factors", "factors")
 
     def shrink_data(self) -> None:
         """Less data, as many steps and evaluations."""
@@ -241,8 +246,7 @@ class GrrCocaStudy:
                 for variant in (self.grr, self.baseline)
                 for seed in self.other_seeds
             ]
-            self.study.finish(runs, f"{count} pairs")
-            self.runs[f"pairs-{count}"] = {(run.variant, run.seed): run for run in runs}
+            self._finish(runs, f"{count} pairs", f"pairs-{count}")
 
     def num_pairs(self) -> int:
         """Pairs of a pass over the whole training split, in full batches."""
