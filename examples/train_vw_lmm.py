@@ -46,8 +46,7 @@ class ConversationArguments:
     )
     pictures_per_drawing: int = argument(default=3, help="Pictures of every OpenMoji drawing in the training split.")
     compare: bool = argument(
-        default=False,
-        help="Train the last stage also without the visual loss and with pseudo image features, for the table.",
+        default=False, help="Also train the last stage without visual loss, and with pseudo features."
     )
     num_eval_pictures: int = argument(default=300, help="Held-out pictures of the final evaluation.")
 
@@ -101,7 +100,8 @@ def main() -> None:
         accelerator.print(f"\n{answer_table(results)}\n", flush=True)
 
     def train(name: str, start: Path, folder: Path, **changes) -> Path:
-        run_stage(name, stage_args.run(name, run_args, folder), start, data, stage_args.lora_rank, **changes)
+        args = stage_args.run(name, run_args, folder)
+        run_stage(name, args, start, data, stage_args.lora_rank, stage_args.packing, **changes)
         return folder
 
     folder = output / "start"

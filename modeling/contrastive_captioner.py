@@ -355,6 +355,10 @@ class ContrastiveCaptioner(ContrastiveCaptionerPreTrainedModel, CaptionGeneratio
         outputs = self.model(**batch, return_dict=True)
         return outputs.image_embeds, outputs.text_embeds
 
+    def contrastive_losses(self, *args, **kwargs) -> torch.Tensor:
+        """[`DualEncoder.contrastive_losses`]."""
+        return self.model.contrastive_losses(*args, **kwargs)
+
     def contrastive_gradients(self, *args, **kwargs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """As that of `model`."""
         return self.model.contrastive_gradients(*args, **kwargs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM
@@ -219,7 +220,8 @@ class VwLmmModel(VwLmmPreTrainedModel):
                 batch in reading order.
             attention_mask (`torch.Tensor` of shape `(batch_size, past_length + sequence_length)`, *optional*): 0 for padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions. Default:
-                counted over real tokens.
+                counted over real tokens. Where they start anew in a row without `attention_mask`, another text begins, which does not
+                see those before it (packing).
             cache (`Cache`, *optional*): Keys and values of earlier tokens; `past_key_values` before transformers 5.24.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Instead of `input_ids`; images stand as the placeholder's embedding, or are already in place.
@@ -477,7 +479,9 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             raise ValueError("Pass either `pixel_values` or `mm_encoder_outputs`, got both.")
         if encoded is None and pixel_values is not None:
             encoded = self.get_image_features(pixel_values, return_dict=True, **of_encoders(kwargs))
-        adapted = read = None
+        adapted = read = blank = None
+        if encoded is None and self._waits_for_images(cache):
+            blank = self._blank_features()
         if encoded is not None:
             adapted = read = encoded.pooler_output  # (num_images, image_seq_length, hidden_size)
             if config.pseudo_image_features:
@@ -505,19 +509,22 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         loss = language_loss = visual_loss = None
         if labels is not None:
             is_patch = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+            # Nothing predicts the first token of a text: of a packed row, the end of the text before would.
+            is_first = torch.zeros_like(is_patch) if position_ids is None else position_ids.to(is_patch.device) == 0
             shifted = shift_labels is not None
-            targets = shift_labels if shifted else labels
-            ignored = nn.functional.pad(is_patch[:, 1:], (0, 1)) if shifted else is_patch
+            targets, ignored = shift_labels if shifted else labels, is_patch | is_first
+            ignored = nn.functional.pad(ignored[:, 1:], (0, 1)) if shifted else ignored
             targets = targets.masked_fill(ignored.to(targets.device), -100)
             targets = supervised_labels(targets, attention_mask, config.text_config.vocab_size, shifted)
             loss = language_loss = captioning_loss(
                 hidden_states, targets, self.lm_head, gather=self.training, shifted=shifted, reserved=config.reserved
             )
             if config.visual_loss != "none":
-                visual_loss = self._visual_loss(hidden_states, adapted, is_patch, attention_mask)
+                visual_loss = self._visual_loss(hidden_states, adapted, is_patch, is_first, attention_mask)
                 loss = loss + config.visual_loss_weight * visual_loss
             if self.training:
                 loss = loss + self._unused_parameters(has_images=adapted is not None)
+                loss = loss if blank is None else loss + 0.0 * blank.sum().to(loss.dtype)
         return VwLmmCausalLMOutputWithPast(
             loss,
             logits,
@@ -535,13 +542,14 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
         hidden_states: torch.Tensor,
         image_features: torch.Tensor | None,
         is_patch: torch.BoolTensor,
+        is_first: torch.BoolTensor,
         attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         config = self.config
         before, features = hidden_states[:0, 0], hidden_states[:0, 0]
         if image_features is not None:
             # The first patch is predicted by the token before the image; a patch with nothing before it, by nothing.
-            predicted = is_patch.clone()
+            predicted = is_patch & ~is_first
             predicted[:, 0] = False
             if attention_mask is not None:
                 predicted[:, 1:] &= attention_mask[:, :-1].bool()
@@ -559,6 +567,18 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
             reserved=config.reserved,
             gather=self.training,
         )
+
+    def _waits_for_images(self, cache: Cache | None) -> bool:
+        """Whether another process may have images where this one has none, and needs this one for every layer of the tower (FSDP)."""
+        is_first = cache is None or cache.get_seq_length() == 0
+        return is_first and any(isinstance(module, FSDPModule) for module in self.model.vision_tower.modules())
+
+    def _blank_features(self) -> torch.Tensor:
+        """Features of a blank image, which nobody reads."""
+        tower, config = self.model.vision_tower, self.config.vision_config
+        height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
+        pixels = torch.zeros(1, getattr(config, "num_channels", 3), height, width, device=tower.device)
+        return self.get_image_features(pixels, return_dict=True).pooler_output
 
     def _unused_parameters(self, has_images: bool) -> torch.Tensor | float:
         """Zero, whose gradients are zero for the parameters that this batch did not use: DDP waits for gradients of all."""

@@ -117,6 +117,14 @@ class SelfContainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def post_init(self):
+        """As transformers' own; of the layers that stay in one piece, those are named that are there.
+
+        Accelerate shares weights out by these names (FSDP) and refuses one that it does not find. A tower names what its whole family has.
+        """
+        super().post_init()
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
     def smart_apply(self, initialize, is_custom_code: bool):
         """What transformers initialises weights with that a checkpoint lacks.
 

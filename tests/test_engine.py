@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -67,6 +69,24 @@ def test_data_sets_are_told_the_size_of_inputs(tmp_path):
     train_set.set_decode_size = lambda size: setattr(train_set, "told", size)
     Engine(arguments(tmp_path, max_steps=1)).train(task_of(train_set=train_set))
     assert train_set.told == task_of().model.config.vision_config.image_size
+
+
+@pytest.mark.parametrize("options", [{"metric_for_best_model": "loss"}, {"ema_decay": 0.9}], ids=str)
+def test_what_needs_whole_weights_does_not_go_with_shared_ones(tmp_path, monkeypatch, options):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` is not for weights that processes share out"):
+        Engine(arguments(tmp_path, **options))
+
+
+def test_adapters_and_unused_parameters_are_refused_before_a_training_that_shares_weights(tmp_path, monkeypatch):
+    engine, adapted, unused = Engine(arguments(tmp_path, max_steps=1)), task_of(), task_of(find_unused_parameters=True)
+    adapted.model.peft_config = {}
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match="Adapters go with DDP or DeepSpeed ZeRO-2"):
+        engine.train(adapted)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match=r"use FSDP2 \(examples/accelerate/fsdp2.yaml\)"):
+        engine.train(unused)
 
 
 class SlowSquares(Squares):
@@ -198,7 +218,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"batch_size": 3}, "`batch_size` was 2 when .* is 3 now"),
+        ({"batch_size": 3}, "`batch_size times processes` was 2 when .* is 3 now"),
         ({"gradient_accumulation_steps": 2}, "`gradient_accumulation_steps` was 1 when .* is 2 now"),
         ({"num_epochs": 4}, "`number of steps` was 9 when .* is 12 now"),
         ({"seed": 1}, "`seed` was 0 when .* is 1 now"),

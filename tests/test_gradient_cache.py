@@ -14,7 +14,8 @@ from tests.conftest import random_batch, tiny_mammut, tiny_model
 from tests.processes import run_in_processes
 from tests.test_engine import arguments, rows_of, task_of
 from triptych.training.engine import Engine
-from triptych.training.gradient_cache import backward_in_parts, reach_through_sharding
+from triptych.training.gradient_cache import backward_in_parts
+from triptych.training.sharding import reach_through_sharding
 
 
 LENGTHS = (5, 12, 8, 3, 7, 9, 4, 11)

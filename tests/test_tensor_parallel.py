@@ -25,7 +25,7 @@ def batch_of(model) -> dict[str, torch.Tensor]:
 
 
 def share(rank: int, world_size: int, name: str, folder: str) -> dict:
-    """Logits, a caption, losses and gradients of a model that all processes share."""
+    """Logits, a caption, gradients and the losses of 20 steps of a model that all processes share."""
     kind = type(MODELS[name]())
     options = {"distributed_config": DistributedConfig(tp_size=world_size)} if world_size > 1 else {}
     model = kind.from_pretrained(folder, **options)
@@ -38,11 +38,18 @@ def share(rank: int, world_size: int, name: str, folder: str) -> dict:
     model.save_pretrained(f"{folder}/again{world_size}")
     loss = model.train()(**batch).loss
     loss.backward()
-    gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), [loss.item()]
+    for _ in range(20):
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        losses.append(loss.item())
     return {
         "logits": logits.numpy(),
         "ids": ids.numpy(),
-        "loss": loss.item(),
+        "losses": losses,
         "shards": sorted(key for key, p in model.named_parameters() if hasattr(p, "full_tensor")),
         "gradients": {
             key: (g.full_tensor() if hasattr(g, "full_tensor") else g).numpy() for key, g in gradients.items()
@@ -54,7 +61,7 @@ def share(rank: int, world_size: int, name: str, folder: str) -> dict:
 def test_two_processes_with_half_a_model_each_equal_one_with_all_of_it(tmp_path, name):
     model = MODELS[name]()
     model.save_pretrained(tmp_path)
-    one, two = (run_in_processes(share, size, name, str(tmp_path)) for size in (1, 2))
+    one, two = share(0, 1, name, str(tmp_path)), run_in_processes(share, 2, name, str(tmp_path))
     assert not one["shards"]
     np.testing.assert_allclose(two["logits"], one["logits"], atol=1e-5)
     np.testing.assert_array_equal(two["ids"], one["ids"])
@@ -62,7 +69,8 @@ def test_two_processes_with_half_a_model_each_equal_one_with_all_of_it(tmp_path,
     assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
     assert any("k_proj" in key for key in two["shards"])
     assert any("lm_head" in key or "embed_tokens" in key for key in two["shards"])  # one tensor where they are tied
-    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert one["losses"][-1] < 0.9 * one["losses"][0]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert two["gradients"].keys() == one["gradients"].keys()
     for key, gradient in one["gradients"].items():
         np.testing.assert_allclose(two["gradients"][key], gradient, atol=1e-5, rtol=1e-4, err_msg=key)

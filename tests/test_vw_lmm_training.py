@@ -16,8 +16,6 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -32,7 +30,6 @@ from tests.conftest import (
     tiny_vw_lmm_processor,
     vw_lmm_batch,
 )
-from tests.processes import run_in_processes
 from triptych.cli import app
 from triptych.data.conversations import (
     ConversationCollator,
@@ -136,6 +133,53 @@ def test_batches_hold_conversations_of_one_length_and_kind(tmp_path):
     assert sum(first < second for first, second in itertools.pairwise(means)) > 10  # not sorted
     mixture = ConversationMixture([data, OpenMojiQuestions("test", 1)])
     assert len(mixture.lengths()) == len(mixture)
+
+
+def short_and_long_conversations() -> list[dict]:
+    """Of five lengths, with no, one and four images, one of which stands before everything else."""
+    picture = Image.effect_noise((20, 20), 64).convert("RGB")
+    asked = ("<image> red?", "what is it?", "<image>", "red, blue and <image> or <image> apple? " * 2, "a heart?")
+    return [
+        {
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}],
+            "images": [picture.rotate(90 * (index + number)) for number in range(text.count("<image>"))],
+        }
+        for index, (text, answer) in enumerate(zip(asked, ("red", "a red apple", "blue", "heart", "no"), strict=True))
+    ]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "options", [{}, {"pseudo_image_features": True}, {"visual_loss": "none"}], ids=["plain", "pif", "no visual loss"]
+)
+def test_packed_conversations_train_as_they_do_alone(attention, options):
+    # Nothing stands before the first message, so that an image can be the first thing in a row.
+    template = CHATML.replace("'<' + message['role']", "('' if loop.first else '<' + message['role']").replace(
+        "'>' +", "'>') +"
+    )
+    processor = tiny_vw_lmm_processor(chat_template=template, eos_token="</s>")
+    rows = short_and_long_conversations()
+    plain, packed = (ConversationCollator(processor, packing)(rows) for packing in (False, True))
+    assert len(packed["input_ids"]) < len(rows)
+    assert packed["input_ids"].shape[1] == plain["input_ids"].shape[1]
+    model = tiny_vw_lmm(
+        attention,
+        text_config={"vocab_size": 320, "max_position_embeddings": 128},
+        image_token_id=processor.image_token_id,
+        **options,
+    )
+    found = []
+    for batch in (plain, packed):
+        model.train().zero_grad()
+        outputs = model(**batch)
+        outputs.loss.backward()
+        found.append((outputs, {name: p.grad for name, p in model.named_parameters()}))
+    (alone, wanted), (together, gradients) = found
+    for name in ("loss", "language_loss", "visual_loss"):
+        if getattr(alone, name) is not None:
+            torch.testing.assert_close(getattr(together, name), getattr(alone, name), atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4)
 
 
 def test_questions_of_an_image_become_one_conversation():
@@ -257,34 +301,6 @@ def test_answers_do_not_depend_on_the_batch():
     assert len(ask([{"question": each} for each in questions], 2)) == 3
 
 
-def _sharded_step(rank: int, world_size: int) -> dict:
-    """One step of FSDP2; the first process has one image and a text without, the second two images."""
-    model = tiny_vw_lmm().train()
-    batch = vw_lmm_batch()
-    rows, images = ((slice(0, 2), slice(0, 1)), (slice(2, 3), slice(1, 3)))[rank]
-    if world_size == 1:
-        rows = images = slice(None)
-    else:
-        for part in (*model.model.language_model.layers, model):
-            fully_shard(part)
-    part = {key: value[images if key == "pixel_values" else rows] for key, value in batch.items()}
-    model(**part).loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    gradients = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
-    return {name: gradient.numpy() for name, gradient in gradients.items()}
-
-
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.8."),
-    reason="torch 2.8 adds up FSDP2's gradients on gloo instead of averaging them",
-)
-def test_sharded_processes_have_the_gradients_of_one():
-    found = [run_in_processes(_sharded_step, world_size) for world_size in (1, 2)]
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(torch.tensor(found[1][name]), torch.tensor(gradient), atol=1e-6, rtol=1e-4)
-
-
 # The script and the pictures
 
 CHATML = (
@@ -315,7 +331,7 @@ def test_the_script_trains_all_stages_goes_on_and_compares(tmp_path, monkeypatch
     arguments = [
         "--output_dir", str(tmp_path / "run"), "--vision", str(tmp_path / "vision"), "--text", str(tmp_path / "text"),
         "--steps", json.dumps(steps), "--batch_size", "2", "--num_eval_pictures", "2", "--mixed_precision", "no",
-        "--num_workers", "0", "--pictures_per_drawing", "2", "--compare",
+        "--num_workers", "0", "--pictures_per_drawing", "2", "--compare", "--packing",
     ]  # fmt: skip
     result = run(*arguments)
     assert result.returncode == 0, result.stderr

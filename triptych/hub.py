@@ -156,7 +156,6 @@ def save_repository(
     processor: ProcessorMixin,
     card: dict[str, Any],
     extra_files: dict[str, Any] | None = None,
-    state_dict: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write a complete Hub repository that loads on a machine without triptych (`trust_remote_code=True`).
 
@@ -169,7 +168,6 @@ def save_repository(
         processor (`ProcessorMixin`): Of the model.
         card (`dict`): Fields of the model card; see [`write_model_card`].
         extra_files (`dict`, *optional*): File name to content: text as it is, anything else as JSON; without paths of this machine.
-        state_dict (`dict`, *optional*): The weights, where several processes share them out.
 
     Returns:
         `Path`: The folder.
@@ -179,7 +177,7 @@ def save_repository(
     """
     folder = Path(folder)
     with staged(folder, last="config.json") as staging:
-        model.save_pretrained(staging, state_dict=state_dict)
+        model.save_pretrained(staging)
         processor.save_pretrained(staging)
         if "auto_map" not in json.loads((staging / "config.json").read_text(encoding="utf-8")):
             raise ValueError(

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset
 from transformers.utils import logging
 
+from triptych.data.packing import pack_rows
 from triptych.data.pictures import PictureRows, decode_image
 from triptych.data.questions import most_common_answer
 from triptych.data.rows import one_text
@@ -257,19 +258,24 @@ class ConversationCollator:
 
     Args:
         processor (`VwLmmProcessor`): Of the model.
+        packing (`bool`): Put short conversations behind one another into one row, as of [`pack_rows`].
     """
 
-    def __init__(self, processor: VwLmmProcessor):
+    def __init__(self, processor: VwLmmProcessor, packing: bool = False):
         self.processor = processor
+        self.packing = packing
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return self.processor.encode_conversations(
+        batch = self.processor.encode_conversations(
             [item["messages"] for item in items],
             images=[item["images"] for item in items],
             padding=True,
             padding_side="right",
             return_tensors="pt",
         )
+        if not self.packing:
+            return batch
+        return pack_rows(batch, [len(item["images"]) for item in items], self.processor.tokenizer.pad_token_id)
 
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from triptych.data.questions import QuestionCollator
-from triptych.evaluation.sharing import evaluating, map_rows
+from triptych.evaluation.sharing import evaluating, map_rows, shares_weights
 from triptych.evaluation.vqa_accuracy import VqaAccuracy
 
 
@@ -40,7 +40,13 @@ def answer_questions(
     def answer(rows: list[dict[str, Any]]) -> list[str]:
         batch = collator(rows).to(accelerator.device)
         with accelerator.autocast():
-            ids = answerer.generate(**batch, max_new_tokens=max_new_tokens, num_beams=1, do_sample=False)
+            ids = answerer.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                num_beams=1,
+                do_sample=False,
+                synced_gpus=shares_weights(accelerator),
+            )
         new = ids[:, batch["input_ids"].shape[1] :]
         return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 

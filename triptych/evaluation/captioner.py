@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 
 from triptych.data.pairs import PairCollator
 from triptych.evaluation.retrieval_recall import ranks_of_first, recalls
-from triptych.evaluation.sharing import evaluating, map_rows
+from triptych.evaluation.sharing import evaluating, map_rows, shares_weights
 
 
 def retrieval_ranks(
@@ -57,7 +57,8 @@ def _of_readable(function: Callable[[list[dict[str, Any]]], list[Any]]) -> Calla
 
     def on_readable(pairs: list[dict[str, Any]]) -> list[Any]:
         readable = [pair for pair in pairs if not pair["num_skipped"]]
-        return function(readable) if readable else []
+        found = function(readable or pairs)  # where weights are shared out, no process may leave out a pass
+        return found if readable else []
 
     return on_readable
 
@@ -81,7 +82,7 @@ def generate_captions(
     def caption(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
         inputs = processor(images=[pair["image"] for pair in pairs], return_tensors="pt").to(accelerator.device)
         with accelerator.autocast():
-            ids = captioner.generate(**inputs, num_beams=1, do_sample=False)
+            ids = captioner.generate(**inputs, num_beams=1, do_sample=False, synced_gpus=shares_weights(accelerator))
         texts = processor.batch_decode(ids, skip_special_tokens=True)
         return [(text.strip(), pair["caption"].strip()) for text, pair in zip(texts, pairs, strict=True)]
 
@@ -149,12 +150,12 @@ def score_pairs(
     images, texts = torch.stack(image_embeds), torch.stack(text_embeds)
     batch_size = min(batch_size, len(images))
     contrastive = torch.full((len(images),), math.nan)
-    with torch.no_grad():
+    with evaluating(
+        captioner
+    ):  # while training, negatives would come from all processes, which have the same pairs here
         for start in range(0, len(images) - batch_size + 1, batch_size):
             batch = slice(start, start + batch_size)
-            contrastive[batch] = captioner.model.contrastive_losses(
-                images[batch].to(device), texts[batch].to(device)
-            ).cpu()
+            contrastive[batch] = captioner.contrastive_losses(images[batch].to(device), texts[batch].to(device)).cpu()
     return {
         "contrastive_loss": contrastive.numpy(),
         "caption_loss": np.array(caption_losses),

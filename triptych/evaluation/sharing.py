@@ -1,12 +1,13 @@
 """One pass over a data set, which all processes share."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
@@ -24,6 +25,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def shares_weights(accelerator: Accelerator) -> bool:
+    """Whether processes share the weights out (FSDP, DeepSpeed ZeRO-3). Each needs the others for every pass through the model then."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        plugin: Any = accelerator.state.deepspeed_plugin
+        return plugin.zero_stage == 3
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
 def map_rows(
     function: Callable[[list[Any]], list[Any]],
     dataset: Dataset,
@@ -33,6 +42,8 @@ def map_rows(
     description: str = "evaluate",
 ) -> list[Any]:
     """Apply a function to all rows of a data set, batch by batch; processes share the rows.
+
+    Where they share weights too, the function is called equally often on all of them.
 
     Args:
         function (`Callable`): From a list of rows to a list of results, not necessarily as many. Results must be picklable, tensors on
@@ -52,7 +63,11 @@ def map_rows(
         loader = DataLoader(Subset(dataset, indices), batch_size=batch_size, collate_fn=list, num_workers=num_workers)
         for batch in tqdm(loader, desc=description, leave=False, disable=not accelerator.is_main_process):
             results += function(batch)
+        if shares_weights(accelerator):
+            most = math.ceil(math.ceil(len(rows) / accelerator.num_processes) / batch_size)
+            for _ in range(most - len(loader)):  # others are not through yet
+                function([dataset[0]])
     return gather_object(results)
 
 
-__all__ = ["evaluating", "map_rows"]
+__all__ = ["evaluating", "map_rows", "shares_weights"]

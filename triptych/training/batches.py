@@ -89,7 +89,7 @@ class StreamBatches:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata 0.11 beside torch 2.15
             self.loader = StatefulDataLoader(data, **_loading(collate, args))
-        self.facts = {**data.facts, "num_workers": args.num_workers}
+        self.facts = {**data.facts, "number of processes": accelerator.num_processes, "num_workers": args.num_workers}
 
     def epoch(self, number: int, first: int) -> Iterator[Any]:
         """The batches from now on; where that is, [`load`] has told."""

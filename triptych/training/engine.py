@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from triptych.data.pictures import input_side
 from triptych.data.streams import PairStream
+from triptych.evaluation.sharing import shares_weights
 from triptych.hardware import best_precision
 from triptych.hub import publish, save_adapter, save_repository, to_json
 from triptych.modeling.transformers_versions import checkpoint_activations
@@ -37,10 +38,11 @@ from triptych.training.checkpoints import (
     remove_folder,
     save_checkpoint,
 )
-from triptych.training.gradient_cache import backward_in_parts, reach_through_sharding
+from triptych.training.gradient_cache import backward_in_parts
 from triptych.training.normalization import DeferredNormalization
 from triptych.training.optimization import TrainingState, weight_decay_groups
 from triptych.training.run_arguments import RunArguments
+from triptych.training.sharding import reach_through_sharding, whole_model
 from triptych.training.training_log import TrainingLog
 
 
@@ -112,12 +114,13 @@ class Engine:
         )
         if args.gradient_accumulation_steps > 1 and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError("`gradient_accumulation_steps` must be 1 with DeepSpeed, which has its own.")
-        shared = (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # which looks for it in a loader
             deepspeed: Any = self.accelerator.state.deepspeed_plugin
             deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = args.micro_batch_size or args.batch_size
-        if args.metric_for_best_model is not None and self.accelerator.distributed_type in shared:
-            raise ValueError("`metric_for_best_model` is not for weights that processes share out (FSDP, DeepSpeed).")
+        shared = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        for name in ("metric_for_best_model", "ema_decay"):
+            if getattr(args, name) is not None and self.accelerator.distributed_type in shared:
+                raise ValueError(f"`{name}` is not for weights that processes share out (FSDP, DeepSpeed).")
         set_seed(args.seed)
         self.checkpoint = checkpoint_to_resume(self.checkpoints, args.resume)
         if args.resume == "auto" and self.checkpoint is None and (self.output_dir / ARGUMENTS_FILE).exists():
@@ -177,6 +180,15 @@ class Engine:
             raise ValueError(
                 "`micro_batch_size` is for captioners with a contrastive loss; `gradient_accumulation_steps` for all."
             )
+        if task.find_unused_parameters and accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                "DeepSpeed adds gradients up in the order in which they come, which differs between processes where a batch leaves "
+                "parameters out, as one without images does: use FSDP2 (examples/accelerate/fsdp2.yaml)."
+            )
+        if hasattr(task.model, "peft_config") and shares_weights(accelerator):
+            raise ValueError(
+                "Adapters go with DDP or DeepSpeed ZeRO-2: those that FSDP or ZeRO-3 share out cannot be saved."
+            )
         if task.find_unused_parameters:
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         if args.gradient_checkpointing:
@@ -195,12 +207,12 @@ class Engine:
             self.batches = RowBatches(task.train_set, task.order, self.collator, args, accelerator)
         groups = weight_decay_groups(task.model, args.weight_decay, args.learning_rate, task.learning_rates)
         optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2))
+        self.model_class = type(task.model)
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
+        reach_through_sharding(self.model)
         self.num_batches, self.batches_per_step = self.batches.num_batches, args.gradient_accumulation_steps
         if args.micro_batch_size is not None:
             self.batches_per_step = args.batch_size // args.micro_batch_size
-            if accelerator.distributed_type == DistributedType.FSDP:
-                reach_through_sharding(self.model)
             if self.num_batches < math.inf:  # whole batches only: fewer pairs would be another loss
                 self.num_batches -= self.num_batches % self.batches_per_step
         self.steps_per_epoch, self.num_steps, self.eval_every = self._schedule()
@@ -219,10 +231,9 @@ class Engine:
         if hasattr(task.model, "peft_config"):
             keep_adapters_only(accelerator)
         self.order_facts = {
-            "batch_size": args.batch_size,
+            "batch_size times processes": args.batch_size * accelerator.num_processes,
+            "micro_batch_size times processes": (args.micro_batch_size or args.batch_size) * accelerator.num_processes,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "micro_batch_size": args.micro_batch_size or args.batch_size,
-            "number of processes": accelerator.num_processes,
             **self.batches.facts,
             "number of steps": self.num_steps,
             "seed": args.seed,
@@ -428,12 +439,11 @@ class Engine:
         self.accelerator.print(f"step {self.state.step}: {shown}")
         return results
 
-    def state_dict(self) -> dict[str, torch.Tensor] | None:
-        """The weights in one piece where processes have shared them out, else `None`: the model has them."""
-        shared = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.ema is not None or self.accelerator.distributed_type not in shared:
-            return None
-        return self.accelerator.get_state_dict(self.model)
+    def whole_model(self) -> Any:
+        """[`trained`] as it can be saved on the main process, also where processes have shared its weights out; called by all of them."""
+        if not shares_weights(self.accelerator):
+            return self.trained
+        return whole_model(self.model, self.model_class, self.accelerator)
 
     def finish(self, task: Task, results: dict[str, Any], extra_files: dict[str, Any] | None = None) -> Path | None:
         """Write the finished repository, and publish it if that was asked; checkpoints go.
@@ -441,11 +451,10 @@ class Engine:
         Returns:
             `Path` or `None`: The repository, on the main process.
         """
-        accelerator, state_dict = self.accelerator, self.state_dict()
+        accelerator, model = self.accelerator, self.whole_model()
         if accelerator.is_main_process:
             card = {"metrics": results, **task.card, "template": f"runs/{task.name}.md", "run": run_facts(self)}
-            parts = (self.trained, task.processor, card, results, extra_files, state_dict, task.base_model)
-            write_repository(self.args, *parts)
+            write_repository(self.args, model, task.processor, card, results, extra_files, task.base_model)
             remove_folder(self.checkpoints)
         accelerator.wait_for_everyone()
         accelerator.end_training()
@@ -459,7 +468,6 @@ def write_repository(
     card: dict[str, Any],
     results: dict[str, Any],
     extra_files: dict[str, Any] | None = None,
-    state_dict: dict[str, torch.Tensor] | None = None,
     base_model: str | None = None,
 ) -> None:
     """Write what a run leaves, a model or an adapter, and publish it if that was asked; on the main process.
@@ -469,13 +477,13 @@ def write_repository(
         model, processor: Trained.
         card (`dict`): Fields of its template; `arguments` among them.
         results (`dict`): Of the last evaluation.
-        extra_files (`dict`, *optional*), state_dict (`dict`, *optional*): As of [`save_repository`].
+        extra_files (`dict`, *optional*): As of [`save_repository`].
         base_model (`str`, *optional*): As of [`save_adapter`].
     """
     arguments = {**card["arguments"], **asdict(args)}
     files = {"eval_results.json": results, ARGUMENTS_FILE: arguments, **(extra_files or {})}
     if base_model is None:
-        save_repository(args.output_dir, model, processor, card, files, state_dict)
+        save_repository(args.output_dir, model, processor, card, files)
     else:
         save_adapter(args.output_dir, model, base_model, card, files)
     print(json.dumps(results, indent=2))

@@ -28,14 +28,6 @@ class _RandomState:
             self.module.set_rng_state(self.states[1])
 
 
-def reach_through_sharding(model: Any) -> None:
-    """Let FSDP2 gather the weights for the methods that [`backward_in_parts`] calls, as it does for `forward`."""
-    from torch.distributed.fsdp import register_fsdp_forward_method
-
-    for name in ("embed_pairs", "contrastive_gradients"):
-        register_fsdp_forward_method(model, name)
-
-
 def backward_in_parts(
     model: Any,
     parts: Sequence[dict[str, Any]],
@@ -93,4 +85,4 @@ def backward_in_parts(
     return {"loss": loss, "contrastive_loss": contrastive, "caption_loss": caption}
 
 
-__all__ = ["backward_in_parts", "reach_through_sharding"]
+__all__ = ["backward_in_parts"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -82,6 +81,10 @@ class StageArguments:
         help="JSON: peak learning rate of every stage. The defaults suit the small model.",
     )
     lora_rank: int | None = argument(default=None, help="Train the language model through LoRA of this rank.")
+    packing: bool = argument(
+        default=False,
+        help="Put short conversations of a batch into one row, where they do not see one another: less padding.",
+    )
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.names if name not in STAGES]:
@@ -176,7 +179,15 @@ def load_stage(folder: Path) -> tuple[VwLmmForCausalLM, VwLmmProcessor]:
     return model, VwLmmProcessor.from_pretrained(folder)
 
 
-def run_stage(name: str, args: RunArguments, start: Path, data: Any, lora_rank: int | None, **changes: Any) -> None:
+def run_stage(
+    name: str,
+    args: RunArguments,
+    start: Path,
+    data: Any,
+    lora_rank: int | None,
+    packing: bool = False,
+    **changes: Any,
+) -> None:
     """Train one stage up to the checkpoint in `args.output_dir`; one that is finished already is left as it is.
 
     Args:
@@ -185,6 +196,7 @@ def run_stage(name: str, args: RunArguments, start: Path, data: Any, lora_rank: 
         start (`Path`): Folder of the stage before.
         data (`Dataset`): Conversations, with `lengths()`.
         lora_rank (`int`, *optional*), changes: As of [`prepare_stage`].
+        packing (`bool`): As of [`ConversationCollator`].
     """
     folder = Path(args.output_dir)
     if (folder / "config.json").exists():
@@ -194,10 +206,6 @@ def run_stage(name: str, args: RunArguments, start: Path, data: Any, lora_rank: 
     seed, resume = args.seed + list(STAGES).index(name), any(folder.glob("checkpoints/step-*"))
     engine = Engine(replace(args, seed=seed, resume=resume))
     accelerator = engine.accelerator
-    if lora_rank is not None and accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(
-            "`lora_rank` goes with DDP or DeepSpeed ZeRO-2: LoRA weights that FSDP has shared out cannot be merged."
-        )
     model, processor = load_stage(start)
     rows_per_step = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     task = Task(
@@ -205,18 +213,18 @@ def run_stage(name: str, args: RunArguments, start: Path, data: Any, lora_rank: 
         model=prepare_stage(model, STAGES[name], lora_rank, **changes),
         processor=processor,
         train_set=data,
-        collator=ConversationCollator(processor),
+        collator=ConversationCollator(processor, packing),
         loss_parts=("language_loss", "visual_loss"),
         order=LengthGroupedSampler(data.lengths(), rows_per_step, seed),
         find_unused_parameters=True,  # a batch without images leaves the adapter out
     )
     engine.train(task)
-    state_dict, trained = engine.state_dict(), engine.trained
+    trained = engine.whole_model()
     if accelerator.is_main_process:
         if not isinstance(trained, PreTrainedModel):
             trained = trained.merge_and_unload()
         with staged(folder, last="config.json") as staging:
-            trained.save_pretrained(staging, state_dict=state_dict)
+            trained.save_pretrained(staging)
             processor.save_pretrained(staging)
             (staging / "stage.json").write_text(json.dumps(run_facts(engine) | {"seconds": engine.state.seconds}))
         remove_folder(engine.checkpoints)
