@@ -1,5 +1,7 @@
 """Tensor parallelism: what two processes that share a model compute is what one computes alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,12 @@ def batch_of(model) -> dict[str, torch.Tensor]:
     return vw_lmm_batch() if model.config.model_type == "vw_lmm" else random_batch(model.config)
 
 
-def share(rank: int, world_size: int, name: str, folder: str) -> dict:
+def share_all(rank: int, world_size: int, folder: Path) -> dict[str, dict]:
+    """What [`share`] says of every model."""
+    return {name: share(world_size, name, str(folder / name)) for name in MODELS}
+
+
+def share(world_size: int, name: str, folder: str) -> dict:
     """Logits, a caption, gradients and the losses of 20 steps of a model that all processes share."""
     kind = type(MODELS[name]())
     options = {"distributed_config": DistributedConfig(tp_size=world_size)} if world_size > 1 else {}
@@ -57,23 +64,25 @@ def share(rank: int, world_size: int, name: str, folder: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_two_processes_with_half_a_model_each_equal_one_with_all_of_it(tmp_path, name):
-    model = MODELS[name]()
-    model.save_pretrained(tmp_path)
-    one, two = share(0, 1, name, str(tmp_path)), run_in_processes(share, 2, name, str(tmp_path))
-    assert not one["shards"]
-    np.testing.assert_allclose(two["logits"], one["logits"], atol=1e-5)
-    np.testing.assert_array_equal(two["ids"], one["ids"])
-    again = type(model).from_pretrained(tmp_path / "again2").state_dict()
-    assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
-    assert any("k_proj" in key for key in two["shards"])
-    assert any("lm_head" in key or "embed_tokens" in key for key in two["shards"])  # one tensor where they are tied
-    assert one["losses"][-1] < 0.9 * one["losses"][0]
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
-    assert two["gradients"].keys() == one["gradients"].keys()
-    for key, gradient in one["gradients"].items():
-        np.testing.assert_allclose(two["gradients"][key], gradient, atol=1e-5, rtol=1e-4, err_msg=key)
+def test_two_processes_with_half_a_model_each_equal_one_with_all_of_it(tmp_path):
+    for name, build in MODELS.items():
+        build().save_pretrained(tmp_path / name)
+    alone, shared = share_all(0, 1, tmp_path), run_in_processes(share_all, 2, tmp_path)
+    for name, build in MODELS.items():
+        model, one, two = build(), alone[name], shared[name]
+        assert not one["shards"]
+        np.testing.assert_allclose(two["logits"], one["logits"], atol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(two["ids"], one["ids"], err_msg=name)
+        again = type(model).from_pretrained(tmp_path / name / "again2").state_dict()
+        assert all(torch.equal(again[key], value) for key, value in model.state_dict().items()), name
+        assert any("k_proj" in key for key in two["shards"]), name
+        # One tensor where they are tied
+        assert any("lm_head" in key or "embed_tokens" in key for key in two["shards"]), name
+        assert one["losses"][-1] < 0.9 * one["losses"][0], name
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-4), name
+        assert two["gradients"].keys() == one["gradients"].keys(), name
+        for key, gradient in one["gradients"].items():
+            np.testing.assert_allclose(two["gradients"][key], gradient, atol=1e-5, rtol=1e-4, err_msg=f"{name}, {key}")
 
 
 def one_head(rank: int, world_size: int, folder: str) -> str:
@@ -100,11 +109,12 @@ def negatives(rank: int, world_size: int, tp_size: int) -> tuple[float, np.ndarr
     loss = contrastive_losses(*embeds[:, rows], torch.tensor([5.0]), group=group).mean()
     loss.backward()
     total = loss.detach().clone()
-    torch.distributed.all_reduce(total)
+    if world_size > 1:
+        torch.distributed.all_reduce(total)
     return total.item() / world_size, embeds.grad[:, :3].numpy() / max(1, world_size // tp_size)
 
 
 def test_neighbours_that_share_a_model_are_no_negatives():
-    (expected, gradient), (found, shared) = (run_in_processes(negatives, *sizes) for sizes in ((1, 1), (4, 2)))
+    (expected, gradient), (found, shared) = negatives(0, 1, 1), run_in_processes(negatives, 4, 2)
     assert found == pytest.approx(expected, abs=1e-6)
     np.testing.assert_allclose(shared, gradient, atol=1e-6)
