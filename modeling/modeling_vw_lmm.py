@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM
@@ -570,8 +569,14 @@ class VwLmmForCausalLM(VwLmmPreTrainedModel, GenerationMixin):
 
     def _waits_for_images(self, cache: Cache | None) -> bool:
         """Whether another process may have images where this one has none, and needs this one for every layer of the tower (FSDP)."""
-        is_first = cache is None or cache.get_seq_length() == 0
-        return is_first and any(isinstance(module, FSDPModule) for module in self.model.vision_tower.modules())
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()) or (
+            cache is not None and cache.get_seq_length()
+        ):
+            return False
+        from torch.distributed.fsdp import FSDPModule  # which takes a while, and is there by now if anybody uses it
+
+        return any(isinstance(module, FSDPModule) for module in self.model.vision_tower.modules())
 
     def _blank_features(self) -> torch.Tensor:
         """Features of a blank image, which nobody reads."""

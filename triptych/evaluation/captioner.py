@@ -150,9 +150,8 @@ def score_pairs(
     images, texts = torch.stack(image_embeds), torch.stack(text_embeds)
     batch_size = min(batch_size, len(images))
     contrastive = torch.full((len(images),), math.nan)
-    with evaluating(
-        captioner
-    ):  # while training, negatives would come from all processes, which have the same pairs here
+    # While training, negatives would come from all processes, which have the same pairs here.
+    with evaluating(captioner):
         for start in range(0, len(images) - batch_size + 1, batch_size):
             batch = slice(start, start + batch_size)
             contrastive[batch] = captioner.contrastive_losses(images[batch].to(device), texts[batch].to(device)).cpu()
