@@ -182,8 +182,8 @@ class Engine:
             )
         if task.find_unused_parameters and accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError(
-                "DeepSpeed adds gradients up in the order in which they come, which differs between processes where a batch leaves "
-                "parameters out, as one without images does: use FSDP2 (examples/accelerate/fsdp2.yaml)."
+                "DeepSpeed trains wrongly or stops where a batch of one process leaves parameters out, as one without images does: "
+                "use FSDP2 (examples/accelerate/fsdp2.yaml)."
             )
         if hasattr(task.model, "peft_config") and shares_weights(accelerator):
             raise ValueError(
