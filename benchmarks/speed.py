@@ -9,6 +9,7 @@
 
 import argparse
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from timing import in_fresh_process, median_seconds, peak_mib
 from triptych import MammutConfig, MammutVisionModel, VwLmmConfig, VwLmmForCausalLM
 from triptych.hub import describe_machine
 from triptych.training.captioners import FAMILIES
+from triptych.training.compilation import compile_layers, without_compilation
 from triptych.training.gradient_cache import backward_in_parts
 
 
@@ -40,11 +42,13 @@ def batch_for(model: nn.Module, args: argparse.Namespace) -> dict[str, torch.Ten
     return pairs(model, args.batch_size, args.text_length)
 
 
-def step(model: nn.Module, batch: dict[str, torch.Tensor], args: argparse.Namespace, bf16: bool) -> None:
+def step(model: nn.Module, batch: dict[str, torch.Tensor], args: argparse.Namespace, bf16: bool) -> float:
+    """Loss of one training step without an optimiser."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss = model(**batch).loss
     loss.backward()
     model.zero_grad()
+    return loss.item()
 
 
 def families(args: argparse.Namespace) -> None:
@@ -189,7 +193,36 @@ def visual_words(args: argparse.Namespace) -> None:
     )
 
 
-PARTS = {part.__name__: part for part in (families, passes, large_batches, captions, answers, visual_words)}
+def compiled(args: argparse.Namespace) -> None:
+    """Training steps with compiled layers, on texts of five lengths, beside the same steps as they are written."""
+    config = chat_config("vw-lmm-smollm2-135m", CLIP_B | {"num_hidden_layers": 2, "image_size": 112}, {})
+    lengths = [args.text_length * share // 8 for share in (8, 5, 6, 7, 4)]
+    models = {preset: captioner(preset, attention="eager").train() for preset in args.presets}
+    models["vw-lmm-smollm2-135m"] = chat_model(config).train()
+    models["vw-lmm-smollm2-135m"].set_attn_implementation("eager")
+    for name, model in models.items():
+        batches = [
+            pairs(model, args.batch_size, length)
+            if name in args.presets
+            else conversations(config, args.batch_size, length)
+            for length in lengths
+        ]
+
+        def steps(model: nn.Module = model, batches: list[dict] = batches) -> float:
+            return sum(step(model, batch, args, args.bf16) for batch in batches)
+
+        def plainly(steps: Callable[[], float] = steps) -> float:
+            with without_compilation():
+                return steps()
+
+        compile_layers(model)
+        started = time.perf_counter()
+        relative = steps() / plainly() - 1
+        print(f"{name}: compiled in {time.perf_counter() - started:.0f} s; losses differ by {relative:.1e}")
+        compare(f"{name}: {len(lengths)} steps", {"as written": plainly, "compiled": steps}, args)
+
+
+PARTS = {part.__name__: part for part in (families, passes, compiled, large_batches, captions, answers, visual_words)}
 
 
 def main() -> None:

@@ -17,14 +17,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from PIL import Image
+from torch._dynamo.utils import counters
 from torch.utils.data import Dataset
 
-from tests.conftest import argument_classes, load_example, tiny_model, tiny_processor
+from tests.conftest import argument_classes, load_example, tiny_mammut, tiny_model, tiny_processor, tiny_vw_lmm
 from tests.processes import logged_losses
 from triptych.data.orders import EpochSampler, GroupedSampler, LengthGroupedSampler
 from triptych.data.pairs import PairCollator
 from triptych.data.splits import DataArguments
 from triptych.data.streams import StreamArguments
+from triptych.training.compilation import compile_layers, without_compilation
 from triptych.training.engine import Engine, Task
 from triptych.training.run_arguments import RunArguments
 
@@ -391,3 +393,62 @@ def test_scripts_are_short_and_do_not_repeat_one_another():
         for start in range(len(body) - 8):
             run = tuple(body[start : start + 9])
             assert runs.setdefault(run, name) == name, run
+
+
+@pytest.mark.parametrize("family", ["grr_coca", "mammut", "vw_lmm"])
+def test_compiled_layers_train_alike_and_are_compiled_for_any_length(family):
+    """With the graphs alone: what torch's compiler makes of them takes minutes."""
+    model = {"grr_coca": tiny_model, "mammut": tiny_mammut, "vw_lmm": tiny_vw_lmm}[family]().train()
+    model.set_attn_implementation("eager")
+
+    def step(length: int) -> list[torch.Tensor]:
+        torch.manual_seed(length)
+        ids = torch.randint(5, 20, (2, length))
+        pictures = torch.randn(2, 3, model.config.vision_config.image_size, model.config.vision_config.image_size)
+        if family == "vw_lmm":
+            image = torch.full((2, model.config.image_seq_length), model.config.image_token_id)
+            ids = torch.cat([image, ids], dim=1)
+        loss = model(input_ids=ids, pixel_values=pictures, labels=ids.clone()).loss
+        loss.backward()
+        gradients = [each.grad.clone() for each in model.parameters() if each.grad is not None]
+        model.zero_grad()
+        return [loss.detach(), *gradients]
+
+    expected = {length: step(length) for length in (9, 7, 8, 5)}
+    compile_layers(model)
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.compiler.set_stance(force_backend="aot_eager"):
+        for number, (length, values) in enumerate(expected.items()):
+            for value, found in zip(values, step(length), strict=True):
+                torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-4)
+            if number == 1:
+                num_graphs = counters["stats"]["unique_graphs"]
+    assert 0 < counters["stats"]["unique_graphs"] == num_graphs
+    assert not counters["graph_break"]
+    with without_compilation():
+        assert step(4)[0].isfinite()
+    assert counters["stats"]["unique_graphs"] == num_graphs
+
+
+@pytest.mark.parametrize(
+    "options", [{"ema_decay": 0.5}, {"gradient_checkpointing": True, "micro_batch_size": 1}], ids=str
+)
+def test_a_compiled_training_is_the_same_one(tmp_path, options):
+    losses, results = {}, {}
+    for name in (False, True):
+        engine = Engine(arguments(tmp_path / str(name), max_steps=3, compile=name, **options))
+        torch._dynamo.reset()
+        counters.clear()
+        with torch.compiler.set_stance(force_backend="aot_eager"):
+            engine.train(task_of())
+        assert (counters["stats"]["unique_graphs"] > 0) == name
+        losses[name], results[name] = logged_losses(tmp_path / str(name)), engine.trained.state_dict()
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    for name, value in results[False].items():
+        torch.testing.assert_close(results[True][name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_what_has_no_layers_cannot_be_compiled():
+    with pytest.raises(ValueError, match="`compile` finds no layers in a Linear"):
+        compile_layers(torch.nn.Linear(2, 2))

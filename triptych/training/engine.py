@@ -38,6 +38,7 @@ from triptych.training.checkpoints import (
     remove_folder,
     save_checkpoint,
 )
+from triptych.training.compilation import compile_layers, without_compilation
 from triptych.training.gradient_cache import backward_in_parts
 from triptych.training.normalization import DeferredNormalization
 from triptych.training.optimization import TrainingState, weight_decay_groups
@@ -195,6 +196,8 @@ class Engine:
             checkpoint_activations(task.model)
         attention = "eager" if accelerator.device.type == "cpu" else "sdpa"
         task.model.set_attn_implementation(args.attn_implementation or attention)
+        if args.compile:
+            compile_layers(task.model)
 
         self.collator = DeferredNormalization(task.collator)
         side = input_side(task.processor)
@@ -433,7 +436,8 @@ class Engine:
         if task.evaluate is None:
             return {}
         model = self.model if self.ema is None else self.ema.module
-        results = task.evaluate(model, is_last)
+        with without_compilation():
+            results = task.evaluate(model, is_last)
         self.log.record({f"eval_{name}": value for name, value in results.items()})
         shown = ", ".join(f"{name} {results[name]:.3f}" for name in task.headline if name in results)
         self.accelerator.print(f"step {self.state.step}: {shown}")

@@ -33,6 +33,9 @@ class RunArguments:
     max_grad_norm: float = argument(default=1.0, help="Gradients are clipped to this norm.")
     ema_decay: float | None = argument(default=None, help="Average the weights with this decay, and keep the average.")
     gradient_checkpointing: bool = argument(default=False, help="Trade time for memory.")
+    compile: bool = argument(
+        default=False, help="Compile the layers (torch.compile): minutes at the first start, then faster steps."
+    )
     attn_implementation: str | None = argument(
         default=None, help="sdpa, eager, ... Default: sdpa; eager on a CPU, faster there on short inputs."
     )
