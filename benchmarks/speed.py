@@ -117,7 +117,7 @@ def memory_in_parts(preset: str, count: int, args: argparse.Namespace) -> float:
 def large_batches(args: argparse.Namespace) -> None:
     """Gradient caching beside plain steps on as many pairs, each of which compares its own pairs alone; memory by size."""
     for preset in args.presets:
-        sizes = [factor * args.batch_size for factor in (1, 4, 16)]
+        sizes = [args.batch_size * factor for factor in (1, 4, args.num_parts)]
         model, parts = parts_of(preset, sizes[-1], args)
 
         def plain(model: nn.Module = model, parts: list[dict] = parts) -> None:
@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("--size", default="tiny", choices=["tiny", "base", "large"])
     parser.add_argument("--presets", nargs="+", help="captioners; default: GRR-CoCa and MaMMUT of --size")
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--num_parts", type=int, default=16, help="batches that large_batches compares as one")
     parser.add_argument("--text_length", type=int, default=32, help="tokens of a caption in training")
     parser.add_argument("--new_tokens", type=int, default=24, help="tokens of a caption or answer that is generated")
     parser.add_argument("--num_frames", type=int, default=32)

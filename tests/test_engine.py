@@ -397,7 +397,7 @@ def test_scripts_are_short_and_do_not_repeat_one_another():
 
 @pytest.mark.parametrize("family", ["grr_coca", "mammut", "vw_lmm"])
 def test_compiled_layers_train_alike_and_are_compiled_for_any_length(family):
-    """With the graphs alone: what torch's compiler makes of them takes minutes."""
+    """With the graphs alone: what torch makes of them takes minutes."""
     model = {"grr_coca": tiny_model, "mammut": tiny_mammut, "vw_lmm": tiny_vw_lmm}[family]().train()
     model.set_attn_implementation("eager")
 
@@ -418,7 +418,7 @@ def test_compiled_layers_train_alike_and_are_compiled_for_any_length(family):
     compile_layers(model)
     torch._dynamo.reset()
     counters.clear()
-    with torch.compiler.set_stance(force_backend="aot_eager"):
+    with torch.compiler.set_stance(force_backend="eager"):
         for number, (length, values) in enumerate(expected.items()):
             for value, found in zip(values, step(length), strict=True):
                 torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-4)
@@ -440,7 +440,7 @@ def test_a_compiled_training_is_the_same_one(tmp_path, options):
         engine = Engine(arguments(tmp_path / str(name), max_steps=3, compile=name, **options))
         torch._dynamo.reset()
         counters.clear()
-        with torch.compiler.set_stance(force_backend="aot_eager"):
+        with torch.compiler.set_stance(force_backend="eager"):
             engine.train(task_of())
         assert (counters["stats"]["unique_graphs"] > 0) == name
         losses[name], results[name] = logged_losses(tmp_path / str(name)), engine.trained.state_dict()
