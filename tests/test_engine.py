@@ -449,6 +449,16 @@ def test_a_compiled_training_is_the_same_one(tmp_path, options):
         torch.testing.assert_close(results[True][name], value, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["grr_coca", "mammut", "vw_lmm"])
+def test_vision_towers_are_one_graph(family):
+    model = {"grr_coca": tiny_model, "mammut": tiny_mammut, "vw_lmm": tiny_vw_lmm}[family]()
+    tower = model.model.vision_tower if family == "vw_lmm" else model.model.vision_model
+    size = model.config.vision_config.image_size
+    pictures = torch.randn(2, 3, size, size)
+    found = torch.compile(tower, fullgraph=True, backend="eager")(pictures)
+    torch.testing.assert_close(found.last_hidden_state, tower(pictures).last_hidden_state)
+
+
 def test_what_has_no_layers_cannot_be_compiled():
     with pytest.raises(ValueError, match="`compile` finds no layers in a Linear"):
         compile_layers(torch.nn.Linear(2, 2))
