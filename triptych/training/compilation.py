@@ -7,7 +7,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-# Of one function, which all layers share: kinds of layers, with and without gradient, the first shape and then any.
+# torch counts them by function, and all layers share one: kinds of layers, with and without gradient, the first shape and then any.
 _MOST_GRAPHS = 64
 
 
@@ -18,7 +18,7 @@ def compile_layers(model: nn.Module) -> None:
     between the layers (embeddings, masks, losses) is not compiled.
 
     Args:
-        model (`nn.Module`): Whose layers are transformers' `GradientCheckpointingLayer`, as those of all models here and of its language models are.
+        model (`nn.Module`): Whose layers are transformers' `GradientCheckpointingLayer`, as those here and of its language models are.
 
     Raises:
         ValueError: If there are none.
@@ -32,7 +32,10 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def without_compilation() -> AbstractContextManager:
-    """Run compiled layers as they are written: evaluations have many shapes that never return."""
+    """Run compiled layers as they are written: evaluations have many shapes that never return.
+
+    It holds for all that torch compiles meanwhile, `flex_attention` too, which then needs the memory of all scores.
+    """
     return torch.compiler.set_stance("force_eager")
 
 

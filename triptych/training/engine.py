@@ -436,7 +436,7 @@ class Engine:
         if task.evaluate is None:
             return {}
         model = self.model if self.ema is None else self.ema.module
-        with without_compilation():
+        with without_compilation() if self.args.compile else nullcontext():
             results = task.evaluate(model, is_last)
         self.log.record({f"eval_{name}": value for name, value in results.items()})
         shown = ", ".join(f"{name} {results[name]:.3f}" for name in task.headline if name in results)
