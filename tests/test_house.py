@@ -113,6 +113,7 @@ ROOMS = {
     "data": {"data", "processing", "arguments"},
     "evaluation": {"evaluation", "data", "processing", "modeling", "detection"},
     "training": {"training", "evaluation", "data", "processing", "modeling", "hub", "arguments", "hardware"},
+    "tasks": {"tasks", "evaluation", "data"},
     "convert": {"convert", "processing", "modeling", "hub"},
 }
 

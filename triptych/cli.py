@@ -375,6 +375,53 @@ def visual_words(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, Argument(help="Folder or Hub name of a checkpoint, ours or of transformers.")],
+    dataset: Annotated[
+        str, Option(help="Folder in the layout of the task (docs/evaluation.md), parquet file, or Hub name.")
+    ],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for results; a stopped evaluation goes on there.")],
+    task: Annotated[Literal["classification"], Option(help="What to do.")] = "classification",
+    split: Annotated[str, Option(help="Split to evaluate.")] = "test",
+    class_names: Annotated[
+        Path | None, Option(help="File with the names of the classes, one per line. Default: those of the data.")
+    ] = None,
+    templates: Annotated[
+        str | None,
+        Option(help="plain, imagenet (80), or a file with one per line. Default: those of the data, else plain."),
+    ] = None,
+    image_column: Annotated[str | None, Option(help="Default: by the usual names.")] = None,
+    label_column: Annotated[str | None, Option(help="Default: by the usual names.")] = None,
+    batch_size: Annotated[int, Option(min=1, help="Rows at a time.")] = 32,
+    num_workers: Annotated[int, Option(min=0, help="Processes that read rows.")] = 0,
+    limit: Annotated[int | None, Option(min=1, help="Only so many rows, the first ones.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a checkpoint on a benchmark, as the field does."""
+    with _failing_on(ImportError, before="`evaluate` needs the packages of `triptych[train]`: "):
+        from accelerate import Accelerator
+
+        from triptych.tasks.classification import Classification
+        from triptych.tasks.encoders import Encoder
+        from triptych.tasks.runs import run_task
+
+    options: dict[str, Any] = {
+        "split": split, "class_names": class_names, "templates": templates, "image_column": image_column,
+        "label_column": label_column,
+    }  # fmt: skip
+    accelerator = Accelerator()
+    with _failing_on(OSError, ValueError):
+        benchmark = Classification(dataset, **options)
+        encoder = Encoder(*_load("AutoModel", model))
+        facts = {"model": model, "dataset": dataset, **{key: value and str(value) for key, value in options.items()}}
+        results = run_task(benchmark, encoder, facts, output, accelerator, batch_size, num_workers, limit)
+    if accelerator.is_main_process:
+        numbers = {name: value for name, value in results["metrics"].items() if isinstance(value, float)}
+        lines = [f"{name}\t{value:.4f}" for name, value in numbers.items()]
+        _print(results, [*lines, f"{results['num_samples']} samples\t{output / 'results.json'}"], as_json)
+
+
+@app.command()
 def push(
     folder: Annotated[Path, Argument(help="Repository to publish, such as outputs/demo.")],
     repo_id: Annotated[str, Argument(help="Where to: owner/name.")],

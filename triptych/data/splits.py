@@ -77,7 +77,8 @@ def refuse_changed(args: Any, names: Iterable[str], reason: str) -> None:
             raise ValueError(f"`{name}={getattr(args, name)!r}` {reason}.")
 
 
-def _read(name: str, config_name: str | None) -> DatasetDict:
+def read_data_set(name: str, config_name: str | None = None) -> DatasetDict:
+    """All splits of a file, a folder or a Hub data set, as [`load_splits`] knows them."""
     path = Path(name)
     if path.is_file():
         if path.suffix != ".parquet":
@@ -144,7 +145,7 @@ def load_splits(
     Raises:
         ValueError: If the data set has no training split or lacks a column, a row cannot be read, or nothing can be held out.
     """
-    data = _read(name, config_name)
+    data = read_data_set(name, config_name)
     if "train" not in data:
         raise ValueError(f"Data set {name!r} has no split 'train', only {', '.join(sorted(data))}.")
     columns = columns or {}
@@ -169,4 +170,4 @@ def load_splits(
     return hold_out(train, groups, eval_fraction, seed)
 
 
-__all__ = ["DataArguments", "hold_out", "load_splits", "refuse_changed"]
+__all__ = ["DataArguments", "hold_out", "load_splits", "read_data_set", "refuse_changed"]
