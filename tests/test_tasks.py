@@ -107,7 +107,10 @@ def test_classification_counts_what_scikit_learn_counts(tmp_path, checkpoint, la
     assert found["top1"] == pytest.approx(top_k_accuracy_score(labels, scores, k=1))
     assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
     assert found["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(labels, scores.argmax(1)))
-    assert list(found["accuracy_by_class"]) == list(CLASSES if layout is clip_benchmark_folder else sorted(CLASSES))
+    names = CLASSES if layout is clip_benchmark_folder else sorted(CLASSES)
+    assert [each["name"] for each in found["classes"]] == list(names)
+    own = [scores[np.array(labels) == label].argmax(1) == label for label in range(6)]
+    assert [each["accuracy"] for each in found["classes"]] == pytest.approx([each.mean() for each in own])
     lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()[1:]
     assert [json.loads(line)["prediction"] for line in lines] == scores.argmax(1).tolist()
 
@@ -184,6 +187,9 @@ def test_files_that_do_not_fit_are_said(tmp_path):
         Classification(source, class_names=file)
     file.write_text("\n")
     with pytest.raises(ValueError, match=r"`class_names` .* is empty"):
+        Classification(source, class_names=file)
+    file.write_text("cat\n\ndog\n")
+    with pytest.raises(ValueError, match=r"`class_names` .* has a blank line 2"):
         Classification(source, class_names=file)
     benchmark = clip_benchmark_folder(tmp_path / "benchmark")
     (benchmark / "classnames.txt").write_text("cat\n")

@@ -27,17 +27,18 @@ TEMPLATES: dict[str, list[str]] = yaml.safe_load(
 
 
 def read_lines(path: Path, name: str) -> list[str]:
-    """The lines of a file that are not blank.
+    """The lines of a file, none of them blank but at its end.
 
     Raises:
-        ValueError: If there is no such file, or no such line; names the argument.
+        ValueError: If there is no such file, or a blank line, behind which all would be miscounted; names the argument.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"`{name}` {path} cannot be read: {error}.") from error
-    if not lines:
-        raise ValueError(f"`{name}` {path} is empty; expected one per line.")
+    if not lines or "" in lines:
+        blank = f"has a blank line {lines.index('') + 1}" if lines else "is empty"
+        raise ValueError(f"`{name}` {path} {blank}; expected one per line.")
     return lines
 
 
@@ -168,7 +169,9 @@ class Classification:
     def classes(self, encoder: Encoder) -> torch.Tensor:
         """Vectors of the classes, of shape `(num_classes, dim)`."""
         if self._classes is None:
-            sentences = (encoder.texts([each.format(name) for each in self.templates]) for name in self.class_names)
+            sentences = (
+                encoder.texts([each.replace("{}", name) for each in self.templates]) for name in self.class_names
+            )
             means = torch.stack([each.mean(0) for each in sentences])
             self._classes = torch.nn.functional.normalize(means, dim=-1)
         return self._classes
@@ -187,14 +190,15 @@ class Classification:
     def score(self, samples: list[dict[str, int]]) -> dict[str, Any]:
         """`top1`, `top5` where there are more than five classes, `mean_per_class_recall`, and the accuracy of every class that occurs."""
         ranks, labels = (np.array([sample[key] for sample in samples]) for key in ("rank", "label"))
-        by_class = {name: float((ranks[labels == number] < 1).mean()) for number, name in enumerate(self.class_names) if (labels == number).any()}  # fmt: skip
+        by_class = [
+            {"name": self.class_names[label], "accuracy": float((ranks[labels == label] < 1).mean())}
+            for label in np.unique(labels)
+        ]
         found: dict[str, Any] = {"top1": float((ranks < 1).mean())}
         if len(self.class_names) > 5:
             found["top5"] = float((ranks < 5).mean())
-        return found | {
-            "mean_per_class_recall": float(np.mean(list(by_class.values()))),
-            "accuracy_by_class": by_class,
-        }
+        recall = float(np.mean([each["accuracy"] for each in by_class]))
+        return found | {"mean_per_class_recall": recall, "classes": by_class}
 
 
 __all__ = ["TEMPLATES", "Classification", "LabelledImages", "read_lines", "read_templates"]
