@@ -112,8 +112,8 @@ def test_the_costs_of_a_step_are_those_that_torch_counts(preset, monkeypatch):
 ROOMS = {
     "data": {"data", "processing", "arguments"},
     "evaluation": {"evaluation", "data", "processing", "modeling", "detection"},
-    "training": {"training", "evaluation", "data", "processing", "modeling", "hub", "arguments", "hardware"},
-    "tasks": {"tasks", "evaluation", "data"},
+    "training": {"training", "evaluation", "data", "processing", "modeling", "hub", "arguments", "hardware", "files"},
+    "tasks": {"tasks", "evaluation", "data", "files"},
     "convert": {"convert", "processing", "modeling", "hub"},
 }
 

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from triptych.evaluation.sharing import map_rows
+from triptych.files import write_whole
 
 
 _BATCHES_PER_CHUNK = 16
@@ -49,9 +50,8 @@ def _written(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _write(path: Path, rows: list[dict[str, Any]], mode: str) -> None:
-    with path.open(mode, encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def run_task(
@@ -87,11 +87,10 @@ def run_task(
     if not num_rows:
         raise ValueError("There are no rows to evaluate.")
     path = output / "samples.jsonl"
-    output.mkdir(parents=True, exist_ok=True)
     samples = _written(path, facts)
     accelerator.wait_for_everyone()  # all have read before one writes
     if accelerator.is_main_process:
-        _write(path, [facts, *samples], "w")
+        write_whole(path, _lines([facts, *samples]))
     chunk = batch_size * accelerator.num_processes * _BATCHES_PER_CHUNK
     with tqdm(
         total=num_rows, initial=len(samples), desc=task.name, unit="row", disable=not accelerator.is_main_process
@@ -100,14 +99,13 @@ def run_task(
             rows = Subset(task.rows, range(start, min(start + chunk, num_rows)))
             found = map_rows(lambda rows: task.predict(model, rows), rows, accelerator, batch_size, num_workers)
             if accelerator.is_main_process:
-                _write(path, found, "a")
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(_lines(found))
             samples += found
             progress.update(len(found))
     results = {**facts, "metrics": task.score(samples), "num_samples": len(samples)}
     if accelerator.is_main_process:
-        staging = output / ".results.json"
-        staging.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        staging.replace(output / "results.json")
+        write_whole(output / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 

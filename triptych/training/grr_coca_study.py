@@ -10,8 +10,9 @@ import pandas as pd
 
 from triptych.data.picture_sets import PICTURE_SETS, load_picture_set
 from triptych.evaluation.comparisons import Difference, compare, sums_by_group
+from triptych.files import write_whole
 from triptych.modeling.configuration_grr_coca import GrrCocaConfig
-from triptych.training.study import Run, Study, script_trainer, write_whole
+from triptych.training.study import Run, Study, script_trainer
 from triptych.training.tokenizer import train_tokenizer
 
 

@@ -21,18 +21,12 @@ from accelerate import PartialState
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from triptych.files import write_whole
+
 
 RESULTS = "eval_results.json"
 _RUN = "study_run.json"
 _MEASURED = (_RUN, RESULTS, "eval_samples.json", "training_log.jsonl")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)
 
 
 @dataclass(frozen=True)
@@ -265,4 +259,4 @@ def command_line(arguments: dict[str, Any]) -> list[str]:
     return words
 
 
-__all__ = ["RESULTS", "Run", "Study", "command_line", "script_trainer", "write_whole"]
+__all__ = ["RESULTS", "Run", "Study", "command_line", "script_trainer"]
