@@ -113,7 +113,8 @@ ROOMS = {
     "data": {"data", "processing", "arguments"},
     "evaluation": {"evaluation", "data", "processing", "modeling", "detection"},
     "training": {"training", "evaluation", "data", "processing", "modeling", "hub", "arguments", "hardware", "files"},
-    "tasks": {"tasks", "evaluation", "data", "files"},
+    "tasks": {"tasks", "evaluation", "data", "detection", "files"},
+    "harnesses": {"harnesses", "tasks", "evaluation", "processing", "hardware"},
     "convert": {"convert", "processing", "modeling", "hub"},
 }
 

@@ -31,6 +31,7 @@ console = Console()
 
 progress = Console(stderr=True)  # so that what is printed can be piped
 
+TaskName = Literal["classification", "retrieval", "captions", "questions", "yes-no", "choices", "detection"]
 ImageArgument = Annotated[Path, Argument(help="Image file.")]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON.")]
 ModelOption = Annotated[str, Option("--model", "-m", help="Folder or Hub name of a checkpoint.")]
@@ -381,17 +382,31 @@ def evaluate(
         str, Option(help="Folder in the layout of the task (docs/evaluation.md), parquet file, or Hub name.")
     ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for results; a stopped evaluation goes on there.")],
-    task: Annotated[Literal["classification"], Option(help="What to do.")] = "classification",
+    task: Annotated[TaskName, Option(help="What to do.")],
     split: Annotated[str, Option(help="Split to evaluate.")] = "test",
     class_names: Annotated[
-        Path | None, Option(help="File with the names of the classes, one per line. Default: those of the data.")
+        Path | None,
+        Option(help="classification: file with the names of the classes, one per line. Default: those of the data."),
     ] = None,
     templates: Annotated[
         str | None,
-        Option(help="plain, imagenet (80), or a file with one per line. Default: those of the data, else plain."),
+        Option(help="classification: plain, imagenet (80), or a file. Default: those of the data, else plain."),
     ] = None,
-    image_column: Annotated[str | None, Option(help="Default: by the usual names.")] = None,
-    label_column: Annotated[str | None, Option(help="Default: by the usual names.")] = None,
+    novel_classes: Annotated[
+        Path | None, Option(help="detection: file with the classes that had no boxes in training, one per line.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        Option(
+            help="captions: their beginning, or what a model that chats is asked. questions, yes-no: with {} for the question."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int | None, Option(min=1, help="captions, questions, yes-no: longest text.")] = None,
+    image_column: Annotated[str | None, Option(help="Of tables. Default: by the usual names.")] = None,
+    label_column: Annotated[str | None, Option(help="classification, likewise.")] = None,
+    caption_column: Annotated[str | None, Option(help="captions and retrieval, likewise.")] = None,
+    question_column: Annotated[str | None, Option(help="questions and yes-no, likewise.")] = None,
+    answer_column: Annotated[str | None, Option(help="questions and yes-no, likewise.")] = None,
     batch_size: Annotated[int, Option(min=1, help="Rows at a time.")] = 32,
     num_workers: Annotated[int, Option(min=0, help="Processes that read rows.")] = 0,
     limit: Annotated[int | None, Option(min=1, help="Only so many rows, the first ones.")] = None,
@@ -401,23 +416,27 @@ def evaluate(
     with _failing_on(ImportError, before="`evaluate` needs the packages of `triptych[train]`: "):
         from accelerate import Accelerator
 
-        from triptych.tasks.classification import Classification
-        from triptych.tasks.encoders import Encoder
+        from triptych.tasks.catalog import KINDS, make_task
         from triptych.tasks.runs import run_task
 
     options: dict[str, Any] = {
-        "split": split, "class_names": class_names, "templates": templates, "image_column": image_column,
-        "label_column": label_column,
+        "split": split, "class_names": class_names, "templates": templates, "novel_classes": novel_classes, "prompt": prompt,
+        "max_new_tokens": max_new_tokens, "image_column": image_column, "label_column": label_column, "caption_column": caption_column,
+        "question_column": question_column, "answer_column": answer_column,
     }  # fmt: skip
     accelerator = Accelerator()
     with _failing_on(OSError, ValueError):
-        benchmark = Classification(dataset, **options)
-        encoder = Encoder(*_load("AutoModel", model))
-        facts = {"model": model, "dataset": dataset, **{key: value and str(value) for key, value in options.items()}}
-        results = run_task(benchmark, encoder, facts, output, accelerator, batch_size, num_workers, limit)
+        benchmark = make_task(task, dataset, options)
+        worker = KINDS[task].adapt(*_load(KINDS[task].auto_class, model))
+        given = {key: str(value) for key, value in options.items() if value is not None}
+        facts = {"model": model, "dataset": dataset, **given}
+        results = run_task(benchmark, worker, facts, output, accelerator, batch_size, num_workers, limit)
     if accelerator.is_main_process:
-        numbers = {name: value for name, value in results["metrics"].items() if isinstance(value, float)}
-        lines = [f"{name}\t{value:.4f}" for name, value in numbers.items()]
+        numbers = {name: value for name, value in results["metrics"].items() if isinstance(value, (int, float))}
+        lines = [
+            f"{name}\t{value:.4f}" if isinstance(value, float) else f"{name}\t{value}"
+            for name, value in numbers.items()
+        ]
         _print(results, [*lines, f"{results['num_samples']} samples\t{output / 'results.json'}"], as_json)
 
 

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from triptych.data.emoji_scenes import load_emoji_scenes, scene_concepts
 from triptych.data.pictures import decode_image, orientation_of
-from triptych.data.splits import load_splits
+from triptych.data.splits import load_splits, read_split
 
 
 logger = logging.get_logger(__name__)
@@ -77,12 +77,14 @@ def _coco_rows(
                 raise ValueError(f"{problems[0]} `on_bad_row='skip'` leaves such annotations out.") from None
     if problems:
         logger.warning(f"{len(problems)} annotations of {path} were left out. The first: {problems[0]}")
+    below: dict[str, Path] = {}
     for image in annotations["images"]:
         # LVIS names no file but a URL, whose last two parts are COCO's folder and file
         name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
         file = Path(folder) / name
         if not file.exists():
-            file = Path(folder) / Path(name).name
+            below = below or {path.name: path for path in sorted(Path(folder).rglob("*.*"))}
+            file = below.get(Path(name).name, file)
         entries = [entry for entry in objects[image["id"]] if min(entry["bbox"][2:]) > 0]
         yield {
             "image": {"path": str(file), "bytes": None},
@@ -100,9 +102,9 @@ def _coco_rows(
         }
 
 
-def _load_coco(train: str, test: str, folder: str, on_bad_row: str) -> DetectionData:
-    """Two files in COCO's or LVIS's form; their classes are those of the test file."""
-    paths, found = {"train": train, "test": test}, {}
+def _load_coco(paths: dict[str, str], folder: str, on_bad_row: str) -> DetectionData:
+    """Splits, each a file in COCO's or LVIS's form; their classes are those of `test`."""
+    found = {}
     for split, path in paths.items():
         try:
             found[split] = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -150,9 +152,8 @@ def _entries(objects: dict[str, list] | list[dict[str, Any]]) -> list[dict[str, 
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _load_objects(name: str, config_name: str | None, options: dict[str, Any]) -> DetectionData:
-    data = load_splits(name, config_name, **options)
-    features = data["train"].features
+def _load_objects(data: DatasetDict, name: str) -> DetectionData:
+    features = data["test"].features
     objects = features.get("objects")
     objects = getattr(objects, "feature", objects)  # a list of dicts reads like a dict of lists
     if "image" not in features or not isinstance(objects, dict) or not {"bbox", "category"} <= objects.keys():
@@ -200,7 +201,8 @@ def load_detection(
     if (train_annotations is None) != (eval_annotations is None):
         raise ValueError("`train_annotations` and `eval_annotations` need one another.")
     if train_annotations is not None and eval_annotations is not None:
-        data = _load_coco(train_annotations, eval_annotations, name, options.get("on_bad_row", "error"))
+        paths = {"train": train_annotations, "test": eval_annotations}
+        data = _load_coco(paths, name, options.get("on_bad_row", "error"))
         default = [data.categories[index] for index in data.groups.get("rare", [])]
     elif name == "emoji-scenes":
         concepts = scene_concepts()
@@ -208,8 +210,36 @@ def load_detection(
         data = DetectionData(load_emoji_scenes(num_scenes, image_size=image_size), names, {})
         default = concepts["novel"]
     else:
-        data = _load_objects(name, config_name, options)
+        data = _load_objects(load_splits(name, config_name, **options), name)
         default = []
+    return _with_novel(data, novel_classes, default, name)
+
+
+def read_detection(
+    source: str, split: str = "test", annotations: str | None = None, novel_classes: str | None = None
+) -> DetectionData:
+    """One split to evaluate, as `test`.
+
+    Args:
+        source (`str`): Folder of the pictures of `annotations`, or data with the usual `objects` column.
+        split (`str`): Of data without annotations.
+        annotations (`str`, *optional*): File in COCO's or LVIS's form.
+        novel_classes (`str`, *optional*): File with classes that had no boxes in training. Default: LVIS's rare ones.
+
+    Raises:
+        ValueError: If something is missing, or a novel class does not exist.
+    """
+    if annotations is not None:
+        data = _load_coco({"test": annotations}, source, "error")
+        default = [data.categories[index] for index in data.groups.get("rare", [])]
+        return _with_novel(data, novel_classes, default, source)
+    return _with_novel(_load_objects(DatasetDict(test=read_split(source, split)), source), novel_classes, [], source)
+
+
+def _with_novel(
+    data: DetectionData, novel_classes: Sequence[str] | str | None, default: Sequence[str], name: str
+) -> DetectionData:
+    """The data, whose groups say which classes had boxes in training."""
     if isinstance(novel_classes, str):
         novel_classes = [line.strip() for line in Path(novel_classes).read_text(encoding="utf-8-sig").splitlines()]
     novel = default if novel_classes is None else [each for each in novel_classes if each]
@@ -404,4 +434,11 @@ def reference_of(row: dict[str, Any]) -> dict[str, list]:
     return reference
 
 
-__all__ = ["DetectionCollator", "DetectionData", "DetectionDataset", "load_detection", "reference_of"]
+__all__ = [
+    "DetectionCollator",
+    "DetectionData",
+    "DetectionDataset",
+    "load_detection",
+    "read_detection",
+    "reference_of",
+]

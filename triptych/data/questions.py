@@ -141,20 +141,34 @@ class QuestionCollator:
         return batch
 
     def _conversations(self, items: Sequence[dict[str, Any]]) -> Any:
-        """A question without an image is asked of the language model alone."""
+        """A question without an image is asked of the language model alone; several images stand before it."""
         processor: Any = self.processor
-        images = [[item["image"]] if "image" in item else [] for item in items]
-        turns = [
-            [{"role": "user", "content": f"<image>\n{item['question']}" if "image" in item else item["question"]}]
-            for item in items
+        images = [self._pictures(item) for item in items]
+        turns: list[list[dict[str, Any]]] = [
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image"}] * len(pictures) + [{"type": "text", "text": item["question"]}],
+                }
+            ]
+            for item, pictures in zip(items, images, strict=True)
         ]
         padding = {"padding": True, "return_tensors": "pt"}
         if self.with_answers:
             for turn, item in zip(turns, items, strict=True):
-                turn.append({"role": "assistant", "content": item["answer"]})
+                turn.append({"role": "assistant", "content": [{"type": "text", "text": item["answer"]}]})
             return processor.encode_conversations(turns, images, padding_side="right", **padding)
         prompts = [processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
         return processor(images=images if any(images) else None, text=prompts, padding_side="left", **padding)
+
+    @staticmethod
+    def _pictures(item: dict[str, Any]) -> list[Any]:
+        if "video" in item:
+            raise ValueError("A model that chats sees pictures, no clips; got a `video`.")
+        pictures = item.get("image")
+        if pictures is None:
+            return []
+        return list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
 
 
 __all__ = [

@@ -91,6 +91,18 @@ def read_data_set(name: str, config_name: str | None = None) -> DatasetDict:
     return load_dataset(name, config_name)
 
 
+def read_split(source: str, split: str) -> datasets.Dataset:
+    """A split of what [`read_data_set`] reads.
+
+    Raises:
+        ValueError: If there is no such split.
+    """
+    splits = read_data_set(source)
+    if split not in splits:
+        raise ValueError(f"`split` {split!r} is not in {source!r}, which has {', '.join(splits)}.")
+    return splits[split]
+
+
 def hold_out(data: datasets.Dataset, groups: Sequence[Hashable], fraction: float, seed: int) -> DatasetDict:
     """Split off rows to evaluate on; rows of one group stay together.
 
@@ -170,4 +182,4 @@ def load_splits(
     return hold_out(train, groups, eval_fraction, seed)
 
 
-__all__ = ["DataArguments", "hold_out", "load_splits", "read_data_set", "refuse_changed"]
+__all__ = ["DataArguments", "hold_out", "load_splits", "read_data_set", "read_split", "refuse_changed"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,29 @@ from triptych.data.questions import QuestionRows
 
 
 _SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
+
+
+def read_video_questions(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Rows of `<split>_qa.json`, as of [`load_video_questions`], which describes the folder."""
+    files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES}
+    mapping = folder / "youtube_mapping.txt"  # of MSVD: a file's name and its `vid<number>` per line
+    lines = mapping.read_text().splitlines() if mapping.exists() else []
+    youtube = {number: name for name, number in map(str.split, filter(str.strip, lines))}
+    path = folder / f"{split}_qa.json"
+    for entry in json.loads(path.read_text(encoding="utf-8")):
+        number = entry["video_id"]
+        names = [f"video{number}", f"vid{number}", str(number), youtube.get(f"vid{number}", "")]
+        found = next((files[name] for name in names if name in files), None)
+        if found is None:
+            raise ValueError(
+                f"There is no video {names[0]} or {names[1]} below {folder}, which {path.name} asks about."
+            )
+        yield {
+            "video": str(found),
+            "question": entry["question"],
+            "answers": [entry["answer"]],
+            "answer_type": entry["question"].split(maxsplit=1)[0].lower(),
+        }
 
 
 def load_video_questions(folder: str, eval_split: str = "test") -> DatasetDict:
@@ -35,34 +59,14 @@ def load_video_questions(folder: str, eval_split: str = "test") -> DatasetDict:
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"`dataset` must be 'moving-emoji' or a folder, got {folder!r}.")
-    files = {path.stem: path for path in sorted(root.rglob("*")) if path.suffix.lower() in _SUFFIXES}
-    mapping = root / "youtube_mapping.txt"  # of MSVD: a file's name and its `vid<number>` per line
-    lines = mapping.read_text().splitlines() if mapping.exists() else []
-    youtube = {number: name for name, number in map(str.split, filter(str.strip, lines))}
+    features = Features({"video": Value("string"), **QUESTION_FEATURES})
     splits = {}
     for target, source in (("train", "train"), ("test", eval_split)):
-        path = root / f"{source}_qa.json"
-        if not path.exists():
-            raise ValueError(f"There is no {path.name} in {root}; expected train_qa.json and {eval_split}_qa.json.")
-        rows: list[dict[str, Any]] = []
-        for entry in json.loads(path.read_text(encoding="utf-8")):
-            number = entry["video_id"]
-            names = [f"video{number}", f"vid{number}", str(number), youtube.get(f"vid{number}", "")]
-            found = next((files[name] for name in names if name in files), None)
-            if found is None:
-                raise ValueError(
-                    f"There is no video {names[0]} or {names[1]} below {root}, which {path.name} asks about."
-                )
-            rows.append(
-                {
-                    "video": str(found),
-                    "question": entry["question"],
-                    "answers": [entry["answer"]],
-                    "answer_type": entry["question"].split(maxsplit=1)[0].lower(),
-                }
+        if not (root / f"{source}_qa.json").exists():
+            raise ValueError(
+                f"There is no {source}_qa.json in {root}; expected train_qa.json and {eval_split}_qa.json."
             )
-        features = Features({"video": Value("string"), **QUESTION_FEATURES})
-        splits[target] = datasets.Dataset.from_list(rows, features=features)
+        splits[target] = datasets.Dataset.from_list(list(read_video_questions(root, source)), features=features)
     return DatasetDict(splits)
 
 
@@ -77,4 +81,4 @@ class VideoQuestionDataset(QuestionRows):
         return {**row, "video": sys.intern(row["video"]), "answer": row["answers"][0]}
 
 
-__all__ = ["VideoQuestionDataset", "load_video_questions"]
+__all__ = ["VideoQuestionDataset", "load_video_questions", "read_video_questions"]

@@ -8,7 +8,7 @@ from datasets import Dataset as Rows
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from triptych.data.questions import QuestionCollator
+from triptych.evaluation.generator import Generator
 from triptych.evaluation.sharing import evaluating, map_rows, shares_weights
 from triptych.evaluation.vqa_accuracy import VqaAccuracy
 
@@ -35,20 +35,11 @@ def answer_questions(
         `list[str]`: One answer per row, in order, on every process.
     """
     answerer: Any = accelerator.unwrap_model(model)
-    collator = QuestionCollator(processor, with_answers=False)
+    generator = Generator(answerer, processor)
 
     def answer(rows: list[dict[str, Any]]) -> list[str]:
-        batch = collator(rows).to(accelerator.device)
         with accelerator.autocast():
-            ids = answerer.generate(
-                **batch,
-                max_new_tokens=max_new_tokens,
-                num_beams=1,
-                do_sample=False,
-                synced_gpus=shares_weights(accelerator),
-            )
-        new = ids[:, batch["input_ids"].shape[1] :]
-        return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+            return generator.answers(rows, max_new_tokens=max_new_tokens, synced_gpus=shares_weights(accelerator))
 
     with evaluating(answerer):
         return map_rows(answer, dataset, accelerator, batch_size, num_workers, "answer")

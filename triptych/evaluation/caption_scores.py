@@ -13,6 +13,9 @@ n-grams that all of them share weigh nothing, so of one image it is 0.
 
 import re
 import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
 
 from triptych.evaluation.described_metric import DescribedMetric
 
@@ -25,6 +28,35 @@ def words_of(caption: str) -> list[str]:
     categories = [(sign, unicodedata.category(sign)) for sign in text]
     shape = "".join(joiners.get(sign) or kinds.get(kind) or kinds.get(kind[0], " ") for sign, kind in categories)
     return [text[slice(*word.span())] for word in re.finditer(r"w[wm]*(?:[-']w[wm]*)*|s", shape)]
+
+
+def score_texts(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], np.ndarray]:
+    """As [`CaptionScores`], and CIDEr-D of every image.
+
+    Raises:
+        ImportError: If `pycocoevalcap` is not installed.
+        ValueError: If an image has no true caption, or none of them holds a word.
+    """
+    try:
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+        from pycocoevalcap.cider.cider_scorer import CiderScorer
+    except ImportError as error:
+        raise ImportError("BLEU and CIDEr-D need pycocoevalcap: pip install 'triptych[train]'.") from error
+    for index, true in enumerate(references):
+        if not true:
+            raise ValueError(f"`references` holds no caption for image {index}.")
+    if not any(words_of(text) for true in references for text in true):
+        raise ValueError(f"`references` hold no word (of {len(references)} images); expected captions.")
+    bleu, cider = BleuScorer(n=4), CiderScorer()
+    for prediction, true in zip(predictions, references, strict=True):
+        pair = " ".join(words_of(prediction)), [" ".join(words_of(text)) for text in true]
+        bleu += pair
+        cider += pair
+    precisions, (mean, by_image) = bleu.compute_score(option="closest")[0], cider.compute_score()
+    scores = {f"bleu_{order}": score for order, score in enumerate(precisions, start=1)}
+    return {**scores, "cider_d": float(mean)}, np.asarray(by_image)
 
 
 class CaptionScores(DescribedMetric):
@@ -41,22 +73,4 @@ class CaptionScores(DescribedMetric):
         Returns:
             `bleu_1` to `bleu_4`, between 0 and 1, and `cider_d`, between 0 and 10.
         """
-        try:
-            from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-            from pycocoevalcap.cider.cider_scorer import CiderScorer
-        except ImportError as error:
-            raise ImportError("BLEU and CIDEr-D need pycocoevalcap: pip install 'triptych[train]'.") from error
-        for index, true in enumerate(references):
-            if not true:
-                raise ValueError(f"`references` holds no caption for image {index}.")
-        if not any(words_of(text) for true in references for text in true):
-            raise ValueError(f"`references` hold no word (of {len(references)} images); expected captions.")
-        bleu, cider = BleuScorer(n=4), CiderScorer()
-        for prediction, true in zip(predictions, references, strict=True):
-            pair = " ".join(words_of(prediction)), [" ".join(words_of(text)) for text in true]
-            bleu += pair
-            cider += pair
-        scores = {
-            f"bleu_{order}": score for order, score in enumerate(bleu.compute_score(option="closest")[0], start=1)
-        }
-        return scores | {"cider_d": float(cider.compute_score()[0])}
+        return score_texts(predictions, references)[0]

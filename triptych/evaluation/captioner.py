@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from triptych.data.pairs import PairCollator
+from triptych.evaluation.generator import Generator
 from triptych.evaluation.retrieval_recall import ranks_of_first, recalls
 from triptych.evaluation.sharing import evaluating, map_rows, shares_weights
 
@@ -77,14 +78,13 @@ def generate_captions(
         `list[tuple[str, str]]`: Generated and true caption of every readable pair, in order, on every process.
     """
     captioner: Any = accelerator.unwrap_model(model)
+    generator = Generator(captioner, processor)
 
     @_of_readable
     def caption(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
-        inputs = processor(images=[pair["image"] for pair in pairs], return_tensors="pt").to(accelerator.device)
         with accelerator.autocast():
-            ids = captioner.generate(**inputs, num_beams=1, do_sample=False, synced_gpus=shares_weights(accelerator))
-        texts = processor.batch_decode(ids, skip_special_tokens=True)
-        return [(text.strip(), pair["caption"].strip()) for text, pair in zip(texts, pairs, strict=True)]
+            texts = generator.captions([pair["image"] for pair in pairs], synced_gpus=shares_weights(accelerator))
+        return [(text, pair["caption"].strip()) for text, pair in zip(texts, pairs, strict=True)]
 
     with evaluating(captioner):
         return map_rows(caption, dataset, accelerator, batch_size, num_workers, "caption")

@@ -3,7 +3,6 @@
 A class is the mean of its name in several sentences: vectors of length 1, whose mean is brought to length 1 again.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from triptych.data.pictures import decode_image
-from triptych.data.shards import TAR_ENDINGS
-from triptych.data.splits import read_data_set
+from triptych.data.splits import read_split
 from triptych.evaluation.retrieval_recall import ranks_of_first
 from triptych.tasks.encoders import Encoder
+from triptych.tasks.layouts import IMAGE_COLUMNS, find_column
 
 
 TEMPLATES: dict[str, list[str]] = yaml.safe_load(
@@ -101,15 +100,6 @@ def _of_clip_benchmark(folder: Path, split: str) -> datasets.Dataset:
     return datasets.load_dataset("webdataset", data_files={split: [str(file) for file in files]}, split=split)
 
 
-def _column(given: str | None, usual: Sequence[str], columns: Sequence[str], name: str, source: str) -> str:
-    """The column that is asked for, or the first usual one."""
-    found = next((each for each in ([given] if given else usual) if each in columns), None)
-    if found is None:
-        asked = f"`{name}` {given!r} is not a column of" if given else f"`{name}` must be given for"
-        raise ValueError(f"{asked} {source!r}, which has {', '.join(columns)}.")
-    return found
-
-
 class Classification:
     """The task.
 
@@ -144,13 +134,12 @@ class Classification:
             templates = templates or (str(own) if own.is_file() else None)
             class_names = class_names or folder / "classnames.txt"
         else:
-            splits = read_data_set(source)
-            if split not in splits:
-                raise ValueError(f"`split` {split!r} is not in {source!r}, which has {', '.join(splits)}.")
-            data = splits[split]
+            data = read_split(source, split)
         columns = data.column_names
-        image_column = _column(image_column, ("image", "img", *TAR_ENDINGS["image"]), columns, "image_column", source)
-        label_column = _column(label_column, ("label", "labels", "fine_label", "cls"), columns, "label_column", source)
+        image_column = find_column(image_column, IMAGE_COLUMNS, columns, "image_column", source)
+        label_column = find_column(
+            label_column, ("label", "labels", "fine_label", "cls"), columns, "label_column", source
+        )
         feature = data.features[label_column]
         if class_names is not None:
             self.class_names = read_lines(class_names, "class_names")
@@ -187,18 +176,17 @@ class Classification:
             for label, scores, rank in zip(labels, similarity, ranks, strict=True)
         ]
 
-    def score(self, samples: list[dict[str, int]]) -> dict[str, Any]:
+    def score(self, samples: list[dict[str, int]]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """`top1`, `top5` where there are more than five classes, `mean_per_class_recall`, and the accuracy of every class that occurs."""
         ranks, labels = (np.array([sample[key] for sample in samples]) for key in ("rank", "label"))
         by_class = [
             {"name": self.class_names[label], "accuracy": float((ranks[labels == label] < 1).mean())}
             for label in np.unique(labels)
         ]
-        found: dict[str, Any] = {"top1": float((ranks < 1).mean())}
-        if len(self.class_names) > 5:
-            found["top5"] = float((ranks < 5).mean())
+        values = {f"top{k}": (ranks < k).astype(float) for k in (1, 5) if k == 1 or len(self.class_names) > k}
+        found: dict[str, Any] = {name: float(each.mean()) for name, each in values.items()}
         recall = float(np.mean([each["accuracy"] for each in by_class]))
-        return found | {"mean_per_class_recall": recall, "classes": by_class}
+        return found | {"mean_per_class_recall": recall, "classes": by_class}, values
 
 
 __all__ = ["TEMPLATES", "Classification", "LabelledImages", "read_lines", "read_templates"]

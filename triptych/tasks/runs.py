@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from accelerate import Accelerator
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
@@ -27,8 +28,8 @@ class Task(Protocol):
     def predict(self, model: Any, rows: list[Any]) -> list[dict[str, Any]]:
         """A sample of every row, as JSON."""
 
-    def score(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Numbers of all samples."""
+    def score(self, samples: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Numbers of all samples; and of those that are means, the value of every sample."""
 
 
 def _written(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -64,7 +65,9 @@ def run_task(
     num_workers: int = 0,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate, or go on with an evaluation. Writes `samples.jsonl` and `results.json`.
+    """Evaluate, or go on with an evaluation.
+
+    Writes `samples.jsonl`, line by line, then `values.json` (of numbers that are means, the value of every sample) and `results.json`.
 
     Args:
         task ([`Task`]): What to do.
@@ -103,8 +106,12 @@ def run_task(
                     file.write(_lines(found))
             samples += found
             progress.update(len(found))
-    results = {**facts, "metrics": task.score(samples), "num_samples": len(samples)}
+    numbers, values = task.score(samples)
+    # No JSON knows NaN: what there is nothing of, such as small objects, is null.
+    metrics = {name: None if value != value else value for name, value in numbers.items()}
+    results = {**facts, "metrics": metrics, "num_samples": len(samples)}
     if accelerator.is_main_process:
+        write_whole(output / "values.json", json.dumps({name: each.tolist() for name, each in values.items()}) + "\n")
         write_whole(output / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 

@@ -1,0 +1,1 @@
+"""This package's models inside other programs that evaluate."""

@@ -1,0 +1,159 @@
+"""How benchmarks lie on a disk: files that are known by their names, tables whose columns have usual ones, pictures beside them."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from torch.utils.data import Dataset
+
+from triptych.data.pictures import decode_image
+from triptych.data.shards import TAR_ENDINGS
+
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+CLIPS = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
+IMAGE_COLUMNS = ("image", "img", *TAR_ENDINGS["image"])
+
+
+class VisualRows(Dataset):
+    """Rows whose `image` is decoded when they are asked for; a `video` stays a path, which processors read.
+
+    Args:
+        rows (`datasets.Dataset` or `Sequence[dict]`): With `image` as it is stored, or `video`.
+    """
+
+    def __init__(self, rows: datasets.Dataset | Sequence[dict[str, Any]]):
+        if isinstance(rows, datasets.Dataset) and isinstance(rows.features.get("image"), datasets.Image):
+            rows = rows.cast_column("image", datasets.Image(decode=False))
+        self.stored: Any = rows
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def column(self, name: str) -> list[Any]:
+        """A field of all rows; no picture is looked at."""
+        whole = isinstance(self.stored, datasets.Dataset)
+        return list(self.stored[name]) if whole else [row[name] for row in self.stored]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.stored[index]
+        return {**row, "image": decode_image(row["image"], index)} if "image" in row else dict(row)
+
+
+def find_file(folder: Path, patterns: Iterable[str]) -> Path | None:
+    """The only file below a folder whose name fits one of the patterns; the first pattern that any fits.
+
+    Raises:
+        ValueError: If several do.
+    """
+    for pattern in patterns:
+        found = sorted(folder.rglob(pattern))
+        if len(found) > 1:
+            names = ", ".join(str(path.relative_to(folder)) for path in found[:3])
+            raise ValueError(
+                f"{folder} holds {len(found)} files {pattern} ({names}); expected one: name a folder below."
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def read_json(path: Path, needs: Iterable[str] = ()) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path (`Path`): The file.
+        needs (`Iterable[str]`): Keys that it must have.
+
+    Raises:
+        ValueError: If it is no JSON or lacks one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if needs:
+        missing = sorted({*needs} - (content.keys() if isinstance(content, dict) else set()))
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    return content
+
+
+def field(entry: dict[str, Any], name: str, path: Path) -> Any:
+    """A field of an entry of a file.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    if name not in entry:
+        raise ValueError(f"An entry of {path} has no `{name}`, only {', '.join(map(str, entry))}.")
+    return entry[name]
+
+
+class MediaFolder:
+    """Pictures or clips anywhere below a folder, by name.
+
+    Args:
+        folder (`Path`): To look through, once.
+        endings (`set[str]`): Of the files' names.
+    """
+
+    def __init__(self, folder: Path, endings: set[str] = PICTURES):
+        self.folder, self.endings = folder, endings
+        self.files: dict[str, Path] = {}
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in endings:
+                self.files.setdefault(path.name, path)
+                self.files.setdefault(path.stem, path)
+
+    def find(self, *names: str) -> Path:
+        """The file with one of some names, with or without its ending; a name may hold folders.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        for name in names:
+            exact = self.folder / name
+            found = exact if exact.is_file() else self.files.get(Path(name).name)
+            if found is not None:
+                return found
+        raise ValueError(f"There is no {' or '.join(names)} below {self.folder}.")
+
+    def image(self, *names: str) -> dict[str, Any]:
+        """[`find`], as pictures are stored in rows."""
+        return {"path": str(self.find(*names)), "bytes": None}
+
+
+def find_column(given: str | None, usual: Sequence[str], columns: Sequence[str], name: str, source: str) -> str:
+    """The column that is asked for, or the first usual one.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = next((each for each in ([given] if given else usual) if each in columns), None)
+    if found is None:
+        asked = f"`{name}` {given!r} is not a column of" if given else f"`{name}` must be given for"
+        raise ValueError(f"{asked} {source!r}, which has {', '.join(columns)}.")
+    return found
+
+
+def read_texts(values: Iterable[Any], reader: Callable[[Any], Any], column: str) -> list[Any]:
+    """A column of texts, each as one of the readers of `data/rows.py` reads it.
+
+    Raises:
+        ValueError: If one cannot be read, with its row.
+    """
+    found = []
+    for row, value in enumerate(values):
+        try:
+            found.append(reader(value))
+        except ValueError as error:
+            raise ValueError(f"`{column}` of row {row} is {value!r}, {error}.") from None
+    return found
+
+
+__all__ = [
+    "CLIPS", "IMAGE_COLUMNS", "PICTURES", "MediaFolder", "VisualRows", "field", "find_column", "find_file", "read_json", "read_texts",
+]  # fmt: skip
