@@ -42,7 +42,20 @@ $(VENV)/versions/%/.prepared: | $(PREPARED_DEV)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers$(if $(filter newest,$*),,==$*)
 	touch $@
 
-test: $(PREPARED_DEV) $(OTHER_VERSIONS)  ## Run the tests, one process per core
+# What evaluates models in the field, beside the packages of the tests. lmms-eval asks for an older PyAV and much that its tasks alone
+# need, so each comes without its dependencies but for what it imports.
+HARNESSES := $(VENV)/harnesses/.prepared
+
+$(HARNESSES): pyproject.toml constraints.txt | $(PREPARED_DEV)
+	$(BIN)/python -m venv --clear $(@D)
+	$(call PACKAGES_OF,$(VENV)) > $$($(call PACKAGES_OF,$(@D)))/packages_of_the_tests.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3 clip-benchmark==1.6.2 open-clip-torch
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "setuptools>=77.0.1" "filelock<4" ftfy loguru pytablewriter pytz \
+		sacrebleu tenacity webdataset
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+test: $(PREPARED_DEV) $(OTHER_VERSIONS) $(HARNESSES)  ## Run the tests, one process per core
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations 15 $(TEST_ARGS)
 
 # Out of its source distribution, which pip fetches once per version; `COMMON_ARGS="--write"` writes the table of docs/reliability.md.

@@ -26,6 +26,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     Owlv2Config,
     Owlv2ForObjectDetection,
+    Owlv2ImageProcessor,
     Owlv2Processor,
 )
 
@@ -112,6 +113,7 @@ def karpathy(folder: Path) -> Path:
 
 
 def webdataset(folder: Path) -> Path:
+    """As CLIP_benchmark keeps pairs."""
     (folder / "test").mkdir(parents=True)
     with tarfile.open(folder / "test" / "0.tar", "w") as tar:
         for number in range(10):
@@ -121,6 +123,8 @@ def webdataset(folder: Path) -> Path:
                 info = tarfile.TarInfo(f"s{number:04d}.{ending}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+    (folder / "dataset_type.txt").write_text("retrieval")
+    (folder / "test" / "nshards.txt").write_text("1")
     return folder
 
 
@@ -560,9 +564,13 @@ def test_models_of_transformers_do_the_tasks(tmp_path):
             Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=8)), processor
         )
     owl = Owlv2ForObjectDetection(
-        Owlv2Config(text_config={**text, **ids}, vision_config=vision, projection_dim=8)
+        Owlv2Config(
+            text_config={**text, **ids, "max_position_embeddings": 40}, vision_config=vision, projection_dim=16
+        )
     ).eval()
-    detector = OpenDetector(owl, Owlv2Processor(processor.image_processor, processor.tokenizer))
+    detector = OpenDetector(
+        owl, Owlv2Processor(Owlv2ImageProcessor(size={"height": 16, "width": 16}), processor.tokenizer)
+    )
     (objects,) = detector([picture(0)], ["apple", "cat"], threshold=0.0, top_k=3)
     assert objects["boxes"].shape == (3, 4)
     assert (objects["scores"].diff() <= 0).all()

@@ -410,12 +410,19 @@ def evaluate(
     batch_size: Annotated[int, Option(min=1, help="Rows at a time.")] = 32,
     num_workers: Annotated[int, Option(min=0, help="Processes that read rows.")] = 0,
     limit: Annotated[int | None, Option(min=1, help="Only so many rows, the first ones.")] = None,
+    card: Annotated[
+        bool, Option("--card", help="Write the numbers into the card of MODEL, if it is a folder, too.")
+    ] = False,
+    dataset_id: Annotated[
+        str | None, Option(help="With --card: what the dataset is called on the Hub, for .eval_results/.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a checkpoint on a benchmark, as the field does."""
     with _failing_on(ImportError, before="`evaluate` needs the packages of `triptych[train]`: "):
         from accelerate import Accelerator
 
+        from triptych.tasks.cards import write_to_repository
         from triptych.tasks.catalog import KINDS, make_task
         from triptych.tasks.runs import run_task
 
@@ -424,6 +431,10 @@ def evaluate(
         "max_new_tokens": max_new_tokens, "image_column": image_column, "label_column": label_column, "caption_column": caption_column,
         "question_column": question_column, "answer_column": answer_column,
     }  # fmt: skip
+    if dataset_id is not None and not card:
+        _fail("`--dataset-id` is for `--card`.")
+    if card and not (Path(model) / "README.md").is_file():
+        _fail(f"`--card`: {model} is no folder with a card (README.md).")
     accelerator = Accelerator()
     with _failing_on(OSError, ValueError):
         benchmark = make_task(task, dataset, options)
@@ -432,12 +443,31 @@ def evaluate(
         facts = {"model": model, "dataset": dataset, **given}
         results = run_task(benchmark, worker, facts, output, accelerator, batch_size, num_workers, limit)
     if accelerator.is_main_process:
+        if card:
+            with _failing_on(OSError, ValueError):
+                for path in write_to_repository(results, Path(model), dataset_id):
+                    progress.print(f"wrote {path}", highlight=False)
         numbers = {name: value for name, value in results["metrics"].items() if isinstance(value, (int, float))}
         lines = [
             f"{name}\t{value:.4f}" if isinstance(value, float) else f"{name}\t{value}"
             for name, value in numbers.items()
         ]
         _print(results, [*lines, f"{results['num_samples']} samples\t{output / 'results.json'}"], as_json)
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], Argument(help="Folders of `triptych evaluate`. Others are compared with the first.")
+    ],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the report.")] = Path("report"),
+) -> None:
+    """Compare evaluations: tables with intervals and paired differences as Markdown and LaTeX, a page, and plots."""
+    with _failing_on(ImportError, before="`report` needs the packages of `triptych[study]`: "):
+        from triptych.task_report import compare_evaluations
+    with _failing_on(OSError, ValueError):
+        typer.echo(compare_evaluations(folders, output))
+    progress.print(f"The same with plots: {output / 'report.html'}", highlight=False)
 
 
 @app.command()

@@ -238,7 +238,7 @@ def save_adapter(
 
 
 def files_to_publish(folder: str | os.PathLike) -> list[Path]:
-    """The files of a repository: those that lie directly in the folder, pickles excepted. What is in folders below stays at home.
+    """The files of a repository: those that lie directly in the folder, pickles excepted, and `.eval_results`. All else below stays at home.
 
     Raises:
         ValueError: If the folder is no complete repository of a model (configuration, weights, code, a card with a licence) or
@@ -250,6 +250,7 @@ def files_to_publish(folder: str | os.PathLike) -> list[Path]:
         for path in folder.glob("*")
         if path.is_file() and not path.name.startswith(".") and path.suffix not in (".bin", ".pt", ".pth")
     )
+    files += sorted(folder.glob(".eval_results/*.yaml"))
     names = {path.name for path in files}
     if "adapter_config.json" in names:
         _check_base(folder)
@@ -362,7 +363,9 @@ def publish(
 def _upload(
     api: HfApi, files: list[Path], repo_id: str, private: bool, revision: str, create_pr: bool, message: str
 ) -> CommitInfo:
-    by_name = {path.name: path for path in files}
+    by_name = {
+        path.name if path.parent.name != ".eval_results" else f".eval_results/{path.name}": path for path in files
+    }
     card = by_name.pop("README.md").read_text(encoding="utf-8")
     card = re.sub(r'^repo = ".*?"', f'repo = "{repo_id}"', card, flags=re.MULTILINE)
     try:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
@@ -51,7 +51,7 @@ class TriptychSimple(lmms):
         super().__init__()
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        model = AutoModelForImageTextToText.from_pretrained(pretrained)
+        model: Any = AutoModelForImageTextToText.from_pretrained(pretrained)
         model = prepare_for_inference(model) if device is None else model.to(device).eval()
         self.generator = Generator(model, AutoProcessor.from_pretrained(pretrained))
         self.batch_size = int(batch_size)
@@ -66,10 +66,13 @@ class TriptychSimple(lmms):
 
         return self._map(requests, write, lambda arguments: str(arguments[self._options_at]), "generate")
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """How likely every continuation is, and whether it is the likeliest one."""
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """How unlikely every continuation is, of which lmms-eval takes the lowest, and whether it is the likeliest one.
 
-        def score(batch: list[tuple]) -> list[tuple[float, bool]]:
+        Version 0.7.3 makes a string of a pair of numbers, on which its choices then fail; what is in a `GenerationResult` it leaves alone.
+        """
+
+        def score(batch: list[tuple]) -> list[GenerationResult]:
             rows = []
             for context, continuation, doc_to_visual, number, task, split in batch:
                 document = self.task_dict[task][split][number]
@@ -78,7 +81,8 @@ class TriptychSimple(lmms):
                 if self.only_captions:
                     row.pop("question")
                 rows.append({**row, "answer": text.strip()})
-            return self.generator.log_likelihoods(rows)
+            pairs: list[Any] = [(-value, is_greedy) for value, is_greedy in self.generator.log_likelihoods(rows)]
+            return [GenerationResult(pair) for pair in pairs]
 
         return self._map(requests, score, lambda arguments: "", "loglikelihood")
 

@@ -20,6 +20,7 @@ from triptych.tasks.layouts import (
     find_column,
     find_file,
     read_json,
+    read_tars,
     read_texts,
 )
 
@@ -87,7 +88,8 @@ def _clip_rows(path: Path, split: str, folder: Path) -> Iterator[dict[str, Any]]
 
 
 def _table_rows(source: str, split: str, image_column: str | None, caption_column: str | None) -> Any:
-    data = read_split(source, split)
+    with_others = (Path(source) / split / "nshards.txt").is_file()
+    data = read_tars(Path(source), split) if with_others else read_split(source, split)
     image_column = find_column(image_column, IMAGE_COLUMNS, data.column_names, "image_column", source)
     caption_column = find_column(caption_column, CAPTION_COLUMNS, data.column_names, "caption_column", source)
     captions = read_texts(data[caption_column], several_texts, caption_column)

@@ -17,7 +17,7 @@ from triptych.data.pictures import decode_image
 from triptych.data.splits import read_split
 from triptych.evaluation.retrieval_recall import ranks_of_first
 from triptych.tasks.encoders import Encoder
-from triptych.tasks.layouts import IMAGE_COLUMNS, find_column
+from triptych.tasks.layouts import IMAGE_COLUMNS, find_column, read_tars
 
 
 TEMPLATES: dict[str, list[str]] = yaml.safe_load(
@@ -93,13 +93,6 @@ class LabelledImages(Dataset):
         }
 
 
-def _of_clip_benchmark(folder: Path, split: str) -> datasets.Dataset:
-    files = sorted((folder / split).glob("*.tar"))
-    if not files:
-        raise ValueError(f"{folder} has a classnames.txt, but no tar file in {folder / split}.")
-    return datasets.load_dataset("webdataset", data_files={split: [str(file) for file in files]}, split=split)
-
-
 class Classification:
     """The task.
 
@@ -129,7 +122,7 @@ class Classification:
         folder = Path(source)
         brings_names = (folder / "classnames.txt").is_file()
         if brings_names:
-            data = _of_clip_benchmark(folder, split)
+            data = read_tars(folder, split)
             own = folder / "zeroshot_classification_templates.txt"
             templates = templates or (str(own) if own.is_file() else None)
             class_names = class_names or folder / "classnames.txt"

@@ -126,6 +126,18 @@ class MediaFolder:
         return {"path": str(self.find(*names)), "bytes": None}
 
 
+def read_tars(folder: Path, split: str) -> datasets.Dataset:
+    """A split of a folder of CLIP_benchmark, in which other files lie beside the tar files.
+
+    Raises:
+        ValueError: If there is no tar file.
+    """
+    files = sorted((folder / split).glob("*.tar"))
+    if not files:
+        raise ValueError(f"There is no tar file in {folder / split}.")
+    return datasets.load_dataset("webdataset", data_files={split: [str(file) for file in files]}, split=split)
+
+
 def find_column(given: str | None, usual: Sequence[str], columns: Sequence[str], name: str, source: str) -> str:
     """The column that is asked for, or the first usual one.
 
@@ -155,5 +167,5 @@ def read_texts(values: Iterable[Any], reader: Callable[[Any], Any], column: str)
 
 
 __all__ = [
-    "CLIPS", "IMAGE_COLUMNS", "PICTURES", "MediaFolder", "VisualRows", "field", "find_column", "find_file", "read_json", "read_texts",
+    "CLIPS", "IMAGE_COLUMNS", "PICTURES", "MediaFolder", "VisualRows", "field", "find_column", "find_file", "read_json", "read_tars", "read_texts",
 ]  # fmt: skip
