@@ -86,6 +86,10 @@ def answer_sample(args: argparse.Namespace, accelerator: Accelerator) -> dict[st
     return {"dataset": trained["dataset"], "metrics": metrics, "items": list(zip(asked, answers, strict=True))}
 
 
+# Of the held-out pairs, which `pretrain.py` measures itself
+_OWN = {"eval_text_to_image_recall@1"}
+
+
 def plot_curve(log: list[dict], axes) -> None:
     """Training losses over steps, with the held-out ones on top."""
     colours = {"caption_loss": "tab:blue", "contrastive_loss": "tab:orange"}
@@ -95,8 +99,16 @@ def plot_curve(log: list[dict], axes) -> None:
         evaluated = [(row["step"], row[f"eval_{name}"]) for row in log if f"eval_{name}" in row]
         axes.plot(*zip(*evaluated, strict=True), "o-", color=colour, label=f"{name.replace('_', ' ')}, held out")
     axes.set(xlabel="optimiser step", ylabel="nats", title="Training (thin) and held-out (dots) losses")
-    axes.legend()
+    axes.legend(loc="upper left")
     axes.grid(alpha=0.3)
+    heads = ("_top1", "_text_to_image_recall@1", "_cider_d", "_vqa_accuracy", "_accuracy", "_ap")
+    benchmarks = sorted({key for row in log for key in row if key.removeprefix("eval").endswith(heads)} - _OWN)
+    if benchmarks:  # of `--eval_tasks`
+        right = axes.twinx()
+        for key in benchmarks:
+            found = [(row["step"], row[key]) for row in log if key in row]
+            right.plot(*zip(*found, strict=True), "s--", markersize=4, label=key.removeprefix("eval_"))
+        right.legend(loc="upper right")
 
 
 def main() -> None:

@@ -68,6 +68,7 @@ def main() -> None:
     stage_args, args, run_args = parser.parse_args_into_dataclasses()
     names = stage_args.names
     refuse_changed(run_args, ("num_epochs", "max_steps", "learning_rate"), "stands in `steps` and `learning_rates`")
+    refuse_changed(run_args, ("eval_tasks",), "has no meaning here: stages are evaluated behind their end")
     if run_args.eval_epochs:
         raise ValueError(
             f"`eval_epochs={run_args.eval_epochs}` has no meaning here: stages are evaluated behind their end."

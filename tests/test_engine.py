@@ -20,12 +20,24 @@ from PIL import Image
 from torch._dynamo.utils import counters
 from torch.utils.data import Dataset
 
-from tests.conftest import argument_classes, load_example, tiny_mammut, tiny_model, tiny_processor, tiny_vw_lmm
+from tests.conftest import (
+    argument_classes,
+    load_example,
+    tiny_config,
+    tiny_mammut,
+    tiny_model,
+    tiny_processor,
+    tiny_vw_lmm,
+)
 from tests.processes import logged_losses
+from tests.test_benchmarks import coco_objects, webdataset
+from tests.test_tasks import image_folder
 from triptych.data.orders import EpochSampler, GroupedSampler, LengthGroupedSampler
 from triptych.data.pairs import PairCollator
 from triptych.data.splits import DataArguments
 from triptych.data.streams import StreamArguments
+from triptych.tasks.classification import Classification
+from triptych.tasks.encoders import Encoder
 from triptych.training.compilation import compile_layers, without_compilation
 from triptych.training.engine import Engine, Task
 from triptych.training.run_arguments import RunArguments
@@ -462,3 +474,59 @@ def test_vision_towers_are_one_graph(family):
 def test_what_has_no_layers_cannot_be_compiled():
     with pytest.raises(ValueError, match="`compile` finds no layers in a Linear"):
         compile_layers(torch.nn.Linear(2, 2))
+
+
+def test_benchmarks_are_evaluated_while_training(tmp_path):
+    """With the weights of the moment: class names are encoded anew."""
+    pictures = image_folder(tmp_path / "pictures")
+    captions = webdataset(tmp_path / "captions")
+    file = tmp_path / "tasks.yaml"
+    file.write_text(
+        f"icons: {{task: classification, dataset: {pictures}, limit: 5}}\npairs: {{task: retrieval, dataset: {captions}}}\n"
+    )
+    processor = tiny_processor(tiny_config(text_config={"max_position_embeddings": 40}))
+    model = tiny_model(text_config={"vocab_size": len(processor.tokenizer), "max_position_embeddings": 40})
+    options = {"max_steps": 2, "eval_steps": 1, "learning_rate": 0.01, "eval_tasks": str(file)}
+    engine = Engine(arguments(tmp_path / "out", **options))
+    task = task_of(
+        model=model, processor=processor, collator=PairCollator(processor), evaluate=lambda model, is_last: {}
+    )
+    engine.train(task)
+    engine.evaluate(task)
+    rows = [row for row in rows_of(tmp_path / "out") if "eval_icons_top1" in row]
+    assert [row["step"] for row in rows] == [1, 2]
+    by_hand = Classification(str(pictures))
+    encoder = Encoder(engine.trained.eval(), processor)
+    samples = by_hand.predict(encoder, [by_hand.rows[number] for number in range(5)])
+    assert rows[-1]["eval_icons_top1"] == by_hand.score(samples)[0]["top1"]
+    assert 0 <= rows[-1]["eval_pairs_text_to_image_recall@1"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- captions", "must name tasks, as in"),
+        ("icons: {task: classification}", "icons needs `task` and `dataset`"),
+        (
+            "icons: {task: classification, dataset: PLACE, limit: -1}",
+            "`limit` of icons must be a number of rows, got -1",
+        ),
+        (
+            "icons: {task: classification, dataset: PLACE, prompt: x}",
+            "icons: `prompt` has no meaning for classification",
+        ),
+        ("icons: {task: classification, dataset: PLACE, split: other}", "icons: `split` 'other' is not in"),
+    ],
+)
+def test_benchmarks_that_cannot_be_done_are_named_at_the_start(tmp_path, content, message):
+    file = tmp_path / "tasks.yaml"
+    file.write_text(content.replace("PLACE", str(image_folder(tmp_path / "pictures"))))
+    with pytest.raises(ValueError, match=message):
+        Engine(arguments(tmp_path / "out", eval_tasks=str(file)))
+
+
+def test_a_benchmark_that_the_model_cannot_do_is_named_at_the_start(tmp_path):
+    file = tmp_path / "tasks.yaml"
+    file.write_text(f"boxes: {{task: detection, dataset: {coco_objects(tmp_path / 'data')}, split: val}}")
+    with pytest.raises(ValueError, match="`eval_tasks`, boxes: A grr_coca names no boxes"):
+        Engine(arguments(tmp_path / "out", eval_tasks=str(file))).train(task_of())

@@ -4,13 +4,16 @@ import io
 import json
 import re
 import shlex
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
+from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
@@ -211,3 +214,81 @@ def test_the_command_of_the_page_evaluates(tmp_path, checkpoint):
     assert json.loads(found.stdout) == results
     assert results["num_samples"] == 5
     assert results["model"] == str(checkpoint)
+
+
+def evaluated(folder: Path, name: str, ranks: list[int]) -> Path:
+    """An evaluation of twelve pictures in six classes, as `run_task` leaves it."""
+
+    class Known:
+        name = "classification"
+        rows = range(12)
+
+        def predict(self, model, rows):
+            return [{"label": row % 6, "prediction": (row + ranks[row]) % 6, "rank": ranks[row]} for row in rows]
+
+        def score(self, samples):
+            return Classification.score(self, samples)
+
+        class_names = CLASSES
+
+    facts = {"model": f"somewhere/{name}", "dataset": "data/six", "split": "test"}
+    run_task(Known(), None, facts, folder / name, Accelerator(cpu=True))
+    return folder / name
+
+
+def test_evaluations_are_compared_sample_by_sample(tmp_path):
+    good = evaluated(tmp_path, "good", [0] * 9 + [1, 1, 5])
+    bad = evaluated(tmp_path, "bad", [0] * 3 + [1] * 9)
+    found = CliRunner().invoke(app, ["report", str(bad), str(good), "-o", str(tmp_path / "report")])
+    assert found.exit_code == 0, found.output
+    assert "## classification: data/six, test" in found.stdout
+    rows = {line.split("|")[1].strip(): line.split("|") for line in found.stdout.splitlines() if line.startswith("| ")}
+    assert rows["bad"][2].startswith(" 0.2500 (0.0000 to 0.5")
+    low, high = map(float, re.search(r"\+0\.5000 \((\S+) to (\S+)\)", found.stdout).groups())
+    # Paired: six of twelve pictures are right in the one alone, so the standard error is sqrt(0.25 / 12).
+    assert low == pytest.approx(0.5 - 1.96 * (0.25 / 12) ** 0.5, abs=0.09)
+    assert high == pytest.approx(0.5 + 1.96 * (0.25 / 12) ** 0.5, abs=0.09)
+    assert {"report.html", "tables.md", "tables.tex", "0-classification.png"} <= {
+        path.name for path in (tmp_path / "report").iterdir()
+    }
+    (tmp_path / "good" / "values.json").write_text(json.dumps({"top1": [1.0] * 11, "top5": [1.0] * 11}))
+    found = CliRunner().invoke(app, ["report", str(bad), str(good)])
+    assert found.exit_code == 2
+    assert "has 11 values of `top1`" in found.output
+    found = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert "holds no finished evaluation" in found.output
+
+
+def test_numbers_go_into_the_card_and_to_the_hubs_leaderboards(tmp_path, checkpoint):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    source = str(image_folder(tmp_path / "data"))
+    command = [
+        "evaluate",
+        str(folder),
+        "--task",
+        "classification",
+        "--dataset",
+        source,
+        "-o",
+        str(tmp_path / "out"),
+        "--card",
+    ]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 2
+    assert "is no folder with a card" in " ".join(found.output.split())
+    ModelCard("---\nlicense: mit\n---\n\n# A model\n").save(folder / "README.md")
+    for _ in range(2):  # the second replaces the numbers of the first
+        found = CliRunner().invoke(app, [*command, "--dataset-id", "owner/six"])
+        assert found.exit_code == 0, found.output
+    top1 = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]["top1"]
+    card = ModelCard.load(folder / "README.md")
+    listed = [each for each in card.data.eval_results if each.metric_type == "top1"]
+    assert [(each.dataset_type, each.metric_value) for each in listed] == [("owner/six", top1)]
+    assert card.data.license == "mit"
+    (path,) = (folder / ".eval_results").glob("*.yaml")
+    entries = yaml.safe_load(path.read_text())
+    assert {"id": "owner/six", "task_id": "top1"} in [each["dataset"] for each in entries]
+    assert next(each["value"] for each in entries if each["dataset"]["task_id"] == "top1") == top1
+    found = CliRunner().invoke(app, [*command, "--dataset-id", "six"])
+    assert "`dataset_id` must be 'owner/name', got 'six'" in " ".join(found.output.split())

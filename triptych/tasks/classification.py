@@ -146,17 +146,17 @@ class Classification:
             )
         self.templates = read_templates(templates or "plain")
         self.rows = LabelledImages(data, image_column, label_column, len(self.class_names))
-        self._classes: torch.Tensor | None = None
+        self._classes: tuple[Encoder, torch.Tensor] | None = None
 
     def classes(self, encoder: Encoder) -> torch.Tensor:
         """Vectors of the classes, of shape `(num_classes, dim)`."""
-        if self._classes is None:
+        if self._classes is None or self._classes[0] is not encoder:  # another, or one whose weights have changed
             sentences = (
                 encoder.texts([each.replace("{}", name) for each in self.templates]) for name in self.class_names
             )
             means = torch.stack([each.mean(0) for each in sentences])
-            self._classes = torch.nn.functional.normalize(means, dim=-1)
-        return self._classes
+            self._classes = encoder, torch.nn.functional.normalize(means, dim=-1)
+        return self._classes[1]
 
     def predict(self, encoder: Encoder, rows: list[dict[str, Any]]) -> list[dict[str, int]]:
         """Of every image its label, the nearest class, and how many classes are nearer than its own."""

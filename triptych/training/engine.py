@@ -30,6 +30,7 @@ from triptych.hardware import best_precision
 from triptych.hub import publish, save_adapter, save_repository, to_json
 from triptych.modeling.transformers_versions import checkpoint_activations
 from triptych.training.batches import RowBatches, StreamBatches
+from triptych.training.benchmarks import Benchmarks
 from triptych.training.cards import run_facts
 from triptych.training.checkpoints import (
     checkpoint_to_resume,
@@ -127,6 +128,7 @@ class Engine:
         if args.resume == "auto" and self.checkpoint is None and (self.output_dir / ARGUMENTS_FILE).exists():
             self.accelerator.print(f"{self.output_dir} is finished.")
             raise SystemExit(0)
+        self.benchmarks = None if args.eval_tasks is None else Benchmarks(Path(args.eval_tasks))
         self.state = TrainingState()
         self.data_seconds = 0.0  # that the current step has waited for its batches
         self.model: Any = None
@@ -177,6 +179,8 @@ class Engine:
         """Order, optimiser, schedule, log; and where the checkpoint was, if there is one."""
         args, accelerator, state = self.args, self.accelerator, self.state
         check_publishable(args, task.card, task.base_model)
+        if self.benchmarks is not None:
+            self.benchmarks.check(task.model, task.processor, accelerator)
         if args.micro_batch_size is not None and not _compares(task.model):
             raise ValueError(
                 "`micro_batch_size` is for captioners with a contrastive loss; `gradient_accumulation_steps` for all."
@@ -438,6 +442,8 @@ class Engine:
         model = self.model if self.ema is None else self.ema.module
         with without_compilation() if self.args.compile else nullcontext():
             results = task.evaluate(model, is_last)
+            if self.benchmarks is not None:
+                results |= self.benchmarks.evaluate(model, task.processor, self.accelerator, self.args.eval_batch_size)
         self.log.record({f"eval_{name}": value for name, value in results.items()})
         shown = ", ".join(f"{name} {results[name]:.3f}" for name in task.headline if name in results)
         self.accelerator.print(f"step {self.state.step}: {shown}")

@@ -53,6 +53,11 @@ class RunArguments:
         help="Keep the weights of the evaluation with the best of this number, e.g. coca_loss, instead of the last ones. Of losses, "
         "perplexity and ranks the lowest is best, of others the highest.",
     )
+    eval_tasks: str | None = argument(
+        default=None,
+        help="YAML file of benchmarks that every evaluation does beside the held-out numbers: `icons: {task: classification, dataset: "
+        "data/icons, limit: 500}`; see docs/evaluation.md.",
+    )
     eval_batch_size: int = argument(default=64, help="Rows evaluated at a time.")
     checkpoint_steps: int = argument(default=500, help="Optimiser steps between checkpoints; 0: none.")
     num_checkpoints: int = argument(default=1, help="Checkpoints to keep.")
