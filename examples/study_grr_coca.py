@@ -54,11 +54,8 @@ def parse_arguments() -> argparse.Namespace:
 def wide_table(differences: dict[str, dict[str, Difference]]) -> pd.DataFrame:
     """A row per comparison: mean difference of every metric, with its interval."""
 
-    def cell(found: Difference) -> str:
-        return f"{found.mean:+.1%} ({found.interval[0]:+.1%} to {found.interval[1]:+.1%})"
-
     rows = [
-        {"": name, **{METRICS[metric].title: cell(found) for metric, found in each.items()}}
+        {"": name, **{METRICS[metric].title: found.text(1) for metric, found in each.items()}}
         for name, each in differences.items()
     ]
     return pd.DataFrame(rows)

@@ -29,15 +29,19 @@ from transformers import (
     Owlv2ImageProcessor,
     Owlv2Processor,
 )
+from typer.testing import CliRunner
 
 from tests.conftest import (
     grr_coca_pair,
     mammut_pair,
+    save_pair,
     tiny_mammut,
     tiny_mammut_processor,
     vw_lmm_pair,
     write_clip,
 )
+from tests.test_tasks import command_of_the_page
+from triptych.cli import app
 from triptych.evaluation.generator import Generator
 from triptych.tasks.captions import Captions
 from triptych.tasks.catalog import KINDS, make_task
@@ -611,3 +615,39 @@ def test_what_is_missing_is_named(tmp_path):
 def test_a_task_names_all_its_options():
     assert KINDS["yes-no"].options == KINDS["questions"].options
     assert KINDS["detection"].options == ["novel_classes", "split"]
+
+
+def pope(folder: Path) -> Path:
+    write_picture(folder / "im0.jpg", 0)
+    (folder / "coco_pope_random.json").write_text(json.dumps({"image": "im0.jpg", "text": "Is it?", "label": "yes"}))
+    return folder
+
+
+PAGE = {
+    "retrieval": ("grr_coca", karpathy), "captions": ("grr_coca", coco_captions), "questions": ("mammut", vqa_v2), "yes-no": ("mammut", pope),
+    "choices": ("mammut", science_qa),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAGE)
+def test_the_commands_of_the_page_evaluate(tmp_path, name):
+    family, layout = PAGE[name]
+    save_pair(family, tmp_path / "model")
+    made = layout(tmp_path / "data")
+    _, model, _, task, _, _, _, split, _, _ = arguments = command_of_the_page(name)
+    assert (task, model.startswith("outputs/")) == (name, True)
+    arguments[1], arguments[5], arguments[-1] = str(tmp_path / "model"), str(tmp_path / "data"), str(tmp_path / "out")
+    assert split == made[1] if isinstance(made, tuple) else True
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 0, found.output
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["num_samples"] >= 1
+
+
+def test_the_commands_for_boxes_and_reports_name_real_options(tmp_path):
+    data, arguments = coco_objects(tmp_path / "data"), command_of_the_page("detection")
+    arguments[1], arguments[5], arguments[-1] = "nowhere", str(data), str(tmp_path / "out")
+    assert "Model 'nowhere' cannot be loaded" in CliRunner().invoke(app, arguments).output
+    assert (
+        "outputs/evaluation holds no finished evaluation"
+        in CliRunner().invoke(app, command_of_the_page("report")).output
+    )

@@ -21,6 +21,7 @@ from triptych.evaluation import comparisons
 from triptych.evaluation.captioner import summarize_pairs
 from triptych.evaluation.comparisons import (
     METRICS,
+    Difference,
     average,
     compare,
     comparison_table,
@@ -251,7 +252,10 @@ def test_tables_say_what_was_found():
     found = compare(better, worse)
     table = comparison_table(average([found, found])).set_index("metric")
     assert table.loc["contrastive loss ↓", "better in"] == "6 of 6 seeds"
-    assert table.loc["contrastive loss ↓", "difference"] == f"{found['contrastive_loss'].mean:+.2%}"
+    shown = table.loc["contrastive loss ↓", "difference (95 % interval)"]
+    assert shown.startswith(f"{found['contrastive_loss'].mean:+.2%} (")
+    nothing = Difference(np.array([0.1, np.inf]), np.array([0.1, np.nan]))  # a recall of 0 in some seed
+    assert (nothing.text(1), np.isnan(nothing.p_value)) == ("-", True)
     assert (
         table.loc["contrastive loss ↓", "p, Wilcoxon"]
         == f"{stats.wilcoxon(found['contrastive_loss'].by_seed).pvalue:.3f}"

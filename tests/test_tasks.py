@@ -200,14 +200,18 @@ def test_files_that_do_not_fit_are_said(tmp_path):
         Classification(str(benchmark))
 
 
-def test_the_command_of_the_page_evaluates(tmp_path, checkpoint):
+def command_of_the_page(name: str) -> list[str]:
     page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    command = re.search(r"<!-- command: evaluate -->\n```bash\n(.*?)```", page, re.DOTALL).group(1)
+    _, *arguments = shlex.split(re.search(rf"<!-- command: {name} -->\n```bash\n(.*?)```", page, re.DOTALL).group(1))
+    return arguments
+
+
+def test_the_command_of_the_page_evaluates(tmp_path, checkpoint):
     here = {
         "outputs/demo": checkpoint, "data/pictures": image_folder(tmp_path / "data"),
         "outputs/evaluation": tmp_path / "out",
     }  # fmt: skip
-    _, *arguments = [str(here.get(word, word)) for word in shlex.split(command)]
+    arguments = [str(here.get(word, word)) for word in command_of_the_page("classification")]
     found = CliRunner().invoke(app, [*arguments, "--limit", "5", "--json"])
     assert found.exit_code == 0, found.output
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -114,12 +114,20 @@ class Difference:
         low, high = np.nanquantile(self.draws, [0.025, 0.975])
         return float(low), float(high)
 
+    def text(self, digits: int) -> str:
+        """Mean and interval in percent. A dash where a seed of the second variant has nothing, as with a recall of 0: no ratio is defined."""
+        if not np.isfinite(self.by_seed).all():
+            return "-"
+        low, high = self.interval
+        return f"{self.mean:+.{digits}%} ({low:+.{digits}%} to {high:+.{digits}%})"
+
     @property
     def p_value(self) -> float:
-        """Of a t-test; NaN of one seed."""
+        """Of a t-test; NaN of one seed, and where no ratio is defined."""
         from scipy.stats import ttest_1samp
 
-        return float(ttest_1samp(self.by_seed, 0.0).pvalue) if len(self.by_seed) > 1 else float("nan")
+        tested = len(self.by_seed) > 1 and np.isfinite(self.by_seed).all()
+        return float(ttest_1samp(self.by_seed, 0.0).pvalue) if tested else float("nan")
 
     @property
     def p_wilcoxon(self) -> float:
@@ -201,12 +209,11 @@ def comparison_table(differences: Mapping[str, Difference]) -> pd.DataFrame:
     corrected = holm([difference.p_value for difference in differences.values()])
     rows = []
     for (name, found), p_value in zip(differences.items(), corrected, strict=True):
-        metric, (low, high) = METRICS[name], found.interval
+        metric = METRICS[name]
         better = (found.by_seed < 0) if metric.lower_is_better else (found.by_seed > 0)
         row = {
             "metric": f"{metric.title} {'↓' if metric.lower_is_better else '↑'}",
-            "difference": f"{found.mean:+.2%}",
-            "95 % interval": f"{low:+.2%} to {high:+.2%}",
+            "difference (95 % interval)": found.text(2),
             "p, t-test": _p(found.p_value),
             "p, Holm": _p(p_value),
         }
