@@ -68,11 +68,9 @@ def main() -> None:
     stage_args, args, run_args = parser.parse_args_into_dataclasses()
     names = stage_args.names
     refuse_changed(run_args, ("num_epochs", "max_steps", "learning_rate"), "stands in `steps` and `learning_rates`")
-    refuse_changed(run_args, ("eval_tasks",), "has no meaning here: stages are evaluated behind their end")
-    if run_args.eval_epochs:
-        raise ValueError(
-            f"`eval_epochs={run_args.eval_epochs}` has no meaning here: stages are evaluated behind their end."
-        )
+    for name in ("eval_epochs", "eval_tasks"):
+        if value := getattr(run_args, name):
+            raise ValueError(f"`{name}={value}` has no meaning here: stages are evaluated behind their end.")
     if args.compare and names[-1] != "joint":
         raise ValueError(f"`compare` needs the joint stage at the end, `stages` is {stage_args.stages!r}.")
     output = Path(run_args.output_dir)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
+from datasets import Dataset, List
 from datasets import Image as ImageFeature
 from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
@@ -22,6 +22,9 @@ from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
     BlipProcessor,
+    CLIPConfig,
+    CLIPModel,
+    CLIPProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     Owlv2Config,
@@ -379,7 +382,18 @@ def table_of_choices(folder: Path) -> tuple[Path, str, list[int]]:
     return folder, "test", [1, 0]
 
 
-@pytest.mark.parametrize("layout", [science_qa, mm_bench, seed_bench, table_of_choices])
+def table_with_lists(folder: Path) -> tuple[Path, str, list[int]]:
+    """As SEED-Bench on the Hub, with pictures in lists, and ScienceQA, with rows that have none."""
+    folder.mkdir()
+    choices = {f"choice_{letter}": [f"thing {letter}"] * 3 for letter in "abcd"}
+    rows = {"question": ["which?", "what?", "who?"], **choices, "answer": ["B", "A", "D"]}
+    images = [[picture(0)], [], [picture(1)]]
+    data = Dataset.from_dict({**rows, "image": images}).cast_column("image", List(ImageFeature()))
+    data.to_parquet(str(folder / "test-0.parquet"))
+    return folder, "test", [1, 3]
+
+
+@pytest.mark.parametrize("layout", [table_with_lists, science_qa, mm_bench, seed_bench, table_of_choices])
 def test_choices_are_counted_by_letter(tmp_path, layout):
     folder, split, right = layout(tmp_path / "data")
     speaker = Speaker([f"{'ABCD'[right[0]]}.", "I do not know."])
@@ -419,6 +433,12 @@ def test_models_that_do_not_chat_take_the_likeliest_answer(tmp_path):
             targets = inputs["labels"][0, 1:]
             losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item())
         assert sample["taken"] == int(np.argmin(losses))
+
+
+def test_models_that_read_no_questions_choose_nothing(tmp_path):
+    folder, split, _ = table_of_choices(tmp_path / "data")
+    with pytest.raises(ValueError, match="A grr_coca reads no questions; take a mammut or a vw_lmm"):
+        evaluate(Choices(str(folder), split), Generator(*grr_coca_pair()), tmp_path)
 
 
 def coco_objects(folder: Path, lvis: bool = False) -> Path:
@@ -610,6 +630,33 @@ def test_what_is_missing_is_named(tmp_path):
     (folder / "v2_OpenEnded_mscoco_val2014_questions.json").write_text("{")
     with pytest.raises(ValueError, match=r"v2_OpenEnded_mscoco_val2014_questions.json cannot be read"):
         Questions(str(folder), "val")
+
+
+def test_the_command_evaluates_models_of_transformers(tmp_path):
+    """Their layers stay as they are: not every model leaves the weights of its layers alone."""
+    _, processor = mammut_pair()
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 40,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    clip = CLIPModel(CLIPConfig(text_config={**text, "vocab_size": len(processor.tokenizer)}, vision_config=vision))
+    clip.save_pretrained(tmp_path / "clip")
+    CLIPProcessor(processor.image_processor, processor.tokenizer).save_pretrained(tmp_path / "clip")
+    command = ["evaluate", str(tmp_path / "clip"), "--task", "retrieval", "--dataset", str(parquet(tmp_path / "data"))]
+    found = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out")])
+    assert found.exit_code == 0, found.output
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["num_samples"] == 10
 
 
 def test_a_task_names_all_its_options():

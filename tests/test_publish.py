@@ -147,6 +147,15 @@ def test_what_an_earlier_version_had_does_not_stay(server, push, repo):
     assert {".gitattributes", "handler.py"} <= published(server).keys()
 
 
+def test_results_of_evaluations_are_published_where_the_hub_looks_for_them(server, push, repo):
+    (repo / ".eval_results").mkdir()
+    (repo / ".eval_results" / "owner--six.yaml").write_text("- value: 0.5\n")
+    (repo / ".eval_results" / "notes.txt").write_text("mine")
+    push(repo)
+    assert published(server)[".eval_results/owner--six.yaml"] == b"- value: 0.5\n"
+    assert not any("notes" in name for name in published(server))
+
+
 def test_a_model_is_written_and_published_at_once(server, push):
     push(tiny_model(), processor=tiny_processor(), card=CARD)
     assert published(server).keys() >= {"model.safetensors", "modeling_grr_coca.py", "README.md", "tokenizer.json"}

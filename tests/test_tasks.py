@@ -14,12 +14,21 @@ import torch
 import yaml
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 from typer.testing import CliRunner
 
-from tests.conftest import tiny_config, tiny_mammut, tiny_mammut_processor, tiny_model, tiny_processor, tiny_vw_lmm
+from tests.conftest import (
+    load_example,
+    tiny_config,
+    tiny_mammut,
+    tiny_mammut_processor,
+    tiny_model,
+    tiny_processor,
+    tiny_vw_lmm,
+)
 from triptych.cli import app
 from triptych.tasks.classification import TEMPLATES, Classification, read_templates
 from triptych.tasks.encoders import Encoder
@@ -296,3 +305,16 @@ def test_numbers_go_into_the_card_and_to_the_hubs_leaderboards(tmp_path, checkpo
     assert next(each["value"] for each in entries if each["dataset"]["task_id"] == "top1") == top1
     found = CliRunner().invoke(app, [*command, "--dataset-id", "six"])
     assert "`dataset_id` must be 'owner/name', got 'six'" in " ".join(found.output.split())
+
+
+def test_benchmarks_of_a_training_have_a_curve_in_its_report():
+    losses = {"caption_loss": 2.0, "contrastive_loss": 3.0, "eval_caption_loss": 2.0, "eval_contrastive_loss": 3.0}
+    log = [{"step": step, **losses, "eval_text_to_image_recall@1": 0.1} for step in (1, 2)]
+    figure = Figure()
+    load_example("report").plot_curve(log, figure.subplots())
+    assert len(figure.axes) == 1
+    figure = Figure()
+    log = [{**row, "eval_icons_top1": 0.5 * row["step"], "eval_icons_mean_per_class_recall": 0.5} for row in log]
+    load_example("report").plot_curve(log, figure.subplots())
+    (line,) = figure.axes[1].lines
+    assert (line.get_label(), list(line.get_ydata())) == ("icons_top1", [0.5, 1.0])

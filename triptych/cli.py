@@ -109,12 +109,16 @@ def _load(auto_class: str, name: str) -> tuple:
     import transformers
     from safetensors import SafetensorError
 
-    from triptych.hardware import prepare_for_inference
+    from triptych.hardware import default_device, prepare_for_inference
 
     errors = (ImportError, OSError, RuntimeError, SafetensorError, ValueError)
     with _failing_on(*errors, before=f"Model {name!r} cannot be loaded: "):
         model = getattr(transformers, auto_class).from_pretrained(name)
-        return prepare_for_inference(model), transformers.AutoProcessor.from_pretrained(name)
+        is_ours = type(model).__module__.startswith(
+            "triptych."
+        )  # others may look at the weights of layers that were packed
+        model = prepare_for_inference(model) if is_ours else model.to(default_device()).eval()
+        return model, transformers.AutoProcessor.from_pretrained(name)
 
 
 def _run_bulk(task: Any, source: str, output: Path, engine: Any, num_workers: int | None, as_json: bool) -> None:

@@ -69,17 +69,22 @@ def pack_linear_layers(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def default_device() -> str:
+    """Where models answer: the GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def prepare_for_inference(model: nn.Module) -> nn.Module:
     """A loaded model on the GPU, if there is one; else on the CPU, in a type that it multiplies natively, with packed layers.
 
     Args:
         model (`PreTrainedModel`): Which from now on only answers; see [`pack_linear_layers`].
     """
-    if torch.cuda.is_available():
+    if default_device() == "cuda":
         return model.to("cuda").eval()
     if model.dtype == torch.float16 or (model.dtype == torch.bfloat16 and best_precision() == "no"):
         model = model.float()
     return pack_linear_layers(model)
 
 
-__all__ = ["PackedLinear", "best_precision", "pack_linear_layers", "prepare_for_inference"]
+__all__ = ["PackedLinear", "best_precision", "default_device", "pack_linear_layers", "prepare_for_inference"]

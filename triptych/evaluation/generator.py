@@ -78,10 +78,12 @@ class Generator:
             `list[tuple[float, bool]]`: The sum of the tokens' logarithms, and whether every token is the likeliest one.
 
         Raises:
-            ValueError: If the model's processor knows no training targets: those of other packages.
+            ValueError: If the model is another package's, or reads no questions and is asked one.
         """
-        if self.chats and not hasattr(self.processor, "encode_conversations"):
+        if not (hasattr(self.processor, "encode_conversations") or hasattr(self.model, "contrastive_losses")):
             raise ValueError(f"Likelihoods need a mammut, grr_coca or vw_lmm, not a {self.model.config.model_type}.")
+        if "question" in rows[0] and not self.reads_questions:
+            raise ValueError(f"A {self.model.config.model_type} reads no questions; take a mammut or a vw_lmm.")
         if self.reads_questions and "question" in rows[0]:
             batch = QuestionCollator(self.processor)(rows)
             if "image_index" in batch:  # a picture per text, or the contrastive loss refuses; it is computed beside

@@ -110,8 +110,8 @@ def read_captions(
     """Rows of `image` or `video` with `captions`, and `group` where the data have one.
 
     Args:
-        source (`str`): A folder of COCO (`captions_val2017.json`), NoCaps (`nocaps_val_4500_captions.json`), Karpathy
-            (`dataset_coco.json`) or MSR-VTT (`videodatainfo_2016.json`) with its pictures or clips anywhere below; a folder of
+        source (`str`): A folder of Karpathy (`dataset_coco.json`, which goes first), COCO (`captions_val2017.json`), NoCaps
+            (`nocaps_val_4500_captions.json`) or MSR-VTT (`videodatainfo_2016.json`) with its pictures or clips anywhere below; a folder of
             CLIP_benchmark with `test/*.tar`; or what [`read_data_set`] reads.
         split (`str`): To evaluate.
         image_column, caption_column (`str`, *optional*): Of tables. Default: the usual ones.
@@ -122,7 +122,7 @@ def read_captions(
     """
     folder = Path(source)
     if folder.is_dir():
-        if path := find_file(folder, ["dataset_*.json"]):
+        if path := find_file(folder, [f"dataset_{name}.json" for name in ("coco", "flickr30k", "flickr8k")]):
             return VisualRows(karpathy_rows(path, split, folder, most))
         if path := find_file(folder, [f"captions_{split}*.json", f"nocaps_{split}*.json"]):
             return VisualRows(list(_coco_rows(path, folder)))

@@ -93,7 +93,7 @@ def _seed_rows(path: Path, folder: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def _table_row(row: dict[str, Any], image_column: str, place: int) -> dict[str, Any]:
+def _table_row(row: dict[str, Any], place: int) -> dict[str, Any]:
     """`choices`, or a column per choice; the answer as a letter or a number from 0."""
     if row.get("choices") is not None:
         choices = list(row["choices"])
@@ -107,20 +107,25 @@ def _table_row(row: dict[str, Any], image_column: str, place: int) -> dict[str, 
         raise ValueError(
             f"Row {place} has {len(choices)} choices and the answer {row.get('answer')!r}; expected at least two and the letter or number of one."
         )
-    image = row[image_column]
-    image = image[0] if isinstance(image, list) and image else image
     kept = {name: row[name] for name in ("hint", "category") if row.get(name)}
-    return {"image": image, "question": row["question"], "choices": several_texts(choices), "answer": answer, **kept}
+    return {
+        "image": row["image"],
+        "question": row["question"],
+        "choices": several_texts(choices),
+        "answer": answer,
+        **kept,
+    }
 
 
 class _TableRows(VisualRows):
-    """Rows of a table, whose form differs from one benchmark to the next."""
+    """Rows of a table, whose form differs from one benchmark to the next; those without a picture are left out, as in ScienceQA."""
 
     def __init__(self, data: Any, image_column: str):
         super().__init__(data if image_column == "image" else data.rename_column(image_column, "image"))
+        self.stored = self.stored.filter(bool, input_columns=["image"])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return _table_row(super().__getitem__(index), "image", index)
+        return _table_row(super().__getitem__(index), index)
 
 
 def chosen_letter(answer: str, choices: list[str]) -> int:

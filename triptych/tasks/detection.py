@@ -1,6 +1,7 @@
 """Objects of named classes in pictures, on COCO, LVIS and data sets like theirs."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ class Detection:
     name = "detection"
 
     def __init__(self, source: str, split: str = "test", novel_classes: Path | None = None):
+        if find_spec("faster_coco_eval") is None:  # said now, not after the last picture
+            raise ValueError("Average precision needs faster-coco-eval: pip install 'triptych[detection]'.")
         folder = Path(source)
         names = [f"instances_{split}*.json", f"lvis_*_{split}*.json"]
         annotations = find_file(folder, names) if folder.is_dir() else None

@@ -17,17 +17,25 @@ CLIPS = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
 IMAGE_COLUMNS = ("image", "img", *TAR_ENDINGS["image"])
 
 
+def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
+    """With pictures as they are stored, one per row or a list of them."""
+    feature = rows.features.get("image")
+    if isinstance(feature, datasets.Image):
+        return rows.cast_column("image", datasets.Image(decode=False))
+    if isinstance(getattr(feature, "feature", None), datasets.Image):
+        return rows.cast_column("image", datasets.List(datasets.Image(decode=False)))
+    return rows
+
+
 class VisualRows(Dataset):
-    """Rows whose `image` is decoded when they are asked for; a `video` stays a path, which processors read.
+    """Rows whose `image` is decoded when they are asked for; several of a row stay a list. A `video` stays a path, which processors read.
 
     Args:
         rows (`datasets.Dataset` or `Sequence[dict]`): With `image` as it is stored, or `video`.
     """
 
     def __init__(self, rows: datasets.Dataset | Sequence[dict[str, Any]]):
-        if isinstance(rows, datasets.Dataset) and isinstance(rows.features.get("image"), datasets.Image):
-            rows = rows.cast_column("image", datasets.Image(decode=False))
-        self.stored: Any = rows
+        self.stored: Any = _undecoded(rows) if isinstance(rows, datasets.Dataset) else rows
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -39,7 +47,13 @@ class VisualRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.stored[index]
-        return {**row, "image": decode_image(row["image"], index)} if "image" in row else dict(row)
+        if "image" not in row:
+            return dict(row)
+        stored = row["image"]
+        if not isinstance(stored, list):
+            return {**row, "image": decode_image(stored, index)}
+        pictures = [decode_image(each, index) for each in stored]
+        return {**row, "image": pictures[0] if len(pictures) == 1 else pictures}
 
 
 def find_file(folder: Path, patterns: Iterable[str]) -> Path | None:
