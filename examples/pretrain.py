@@ -76,7 +76,7 @@ def main() -> None:
             scores |= score_captions(generate_captions(model, eval_set, processor, *reading))
             numbers = summarize_pairs(scores, config, run_args.eval_batch_size)
             results |= {prefix + name: value for name, value in numbers.items()}
-            samples.update({prefix + name: values.astype(float).round(5).tolist() for name, values in scores.items()})
+            samples.update({prefix + name: values.round(5).tolist() for name, values in scores.items()})
         return results
 
     headline = ("perplexity", "contrastive_loss", "text_to_image_recall@1")

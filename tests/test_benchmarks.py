@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ from tests.conftest import (
     write_clip,
 )
 from tests.test_tasks import command_of_the_page
-from triptych.cli import app
+from triptych.cli import TaskName, app
 from triptych.evaluation.generator import Generator
 from triptych.tasks.captions import Captions
 from triptych.tasks.catalog import KINDS, make_task
@@ -617,7 +618,7 @@ def test_what_does_not_fit_is_said(tmp_path, name, options, message):
 def test_what_is_missing_is_named(tmp_path):
     folder = coco_captions(tmp_path / "data")
     (folder / "val2017" / "000000000003.png").unlink()
-    with pytest.raises(ValueError, match=r"There is no 000000000003.png below"):
+    with pytest.raises(ValueError, match=r"There is no picture 000000000003.png below"):
         Captions(str(folder), "val")
     folder, _ = vqa_v2(tmp_path / "vqa")
     (folder / "v2_mscoco_val2014_annotations.json").write_text('{"annotations": []}')
@@ -698,3 +699,33 @@ def test_the_commands_for_boxes_and_reports_name_real_options(tmp_path):
         "outputs/evaluation holds no finished evaluation"
         in CliRunner().invoke(app, command_of_the_page("report")).output
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "column"),
+    [
+        ("captions", coco_captions, "caption_column"), ("retrieval", karpathy, "image_column"), ("questions", vqa_v2, "question_column"),
+        ("yes-no", pope, "answer_column"), ("choices", science_qa, "image_column"),
+    ],
+)  # fmt: skip
+def test_columns_of_data_without_columns_are_refused(tmp_path, name, layout, column):
+    layout(tmp_path / "data")
+    split = {"captions": "val", "questions": "val", "yes-no": "random"}.get(name, "test")
+    with pytest.raises(ValueError, match=f"`{column}` 'other' is for tables"):
+        make_task(name, str(tmp_path / "data"), {"split": split, column: "other"})
+
+
+def test_a_prompt_without_a_place_for_the_question_is_refused_on_every_path(tmp_path):
+    with pytest.raises(ValueError, match=r"`prompt` is 'why'; expected one \{\}"):
+        YesNo(str(pope(tmp_path / "data")), "random", prompt="why")
+
+
+def test_pictures_of_one_name_are_not_guessed(tmp_path):
+    folder = coco_captions(tmp_path / "data")
+    write_picture(folder / "train2017" / "000000000002.png", 99)
+    with pytest.raises(ValueError, match=r"There are several 000000000002.png below .*train2017.* and .*val2017"):
+        Captions(str(folder), "val")
+
+
+def test_the_command_knows_every_task():
+    assert {*get_args(TaskName)} == {*KINDS}

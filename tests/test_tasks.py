@@ -265,9 +265,10 @@ def test_evaluations_are_compared_sample_by_sample(tmp_path):
         path.name for path in (tmp_path / "report").iterdir()
     }
     (tmp_path / "good" / "values.json").write_text(json.dumps({"top1": [1.0] * 11, "top5": [1.0] * 11}))
-    found = CliRunner().invoke(app, ["report", str(bad), str(good)])
+    found = CliRunner().invoke(app, ["report", str(bad), str(good), "-o", str(tmp_path / "other")])
     assert found.exit_code == 2
     assert "has 11 values of `top1`" in found.output
+    assert not (tmp_path / "other").exists()
     found = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert "holds no finished evaluation" in found.output
 

@@ -114,9 +114,8 @@ def _load(auto_class: str, name: str) -> tuple:
     errors = (ImportError, OSError, RuntimeError, SafetensorError, ValueError)
     with _failing_on(*errors, before=f"Model {name!r} cannot be loaded: "):
         model = getattr(transformers, auto_class).from_pretrained(name)
-        is_ours = type(model).__module__.startswith(
-            "triptych."
-        )  # others may look at the weights of layers that were packed
+        # Models of transformers keep their layers: some look at the weights of those.
+        is_ours = type(model).__module__.startswith("triptych.")
         model = prepare_for_inference(model) if is_ours else model.to(default_device()).eval()
         return model, transformers.AutoProcessor.from_pretrained(name)
 

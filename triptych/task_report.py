@@ -141,17 +141,20 @@ def compare_evaluations(folders: Sequence[Path], output: Path) -> str:
     for folder in folders:
         evaluation = Evaluation(folder)
         groups.setdefault(evaluation.setting, []).append(evaluation)
-    output.mkdir(parents=True, exist_ok=True)
     sections: list[Any] = []
+    figures: dict[str, Figure] = {}
     for number, ((task, dataset, split, limit), evaluations) in enumerate(groups.items()):
         title = f"{task}: {dataset}, {'test' if split == 'None' else split}"
         title += "" if limit == "None" else f", the first {limit} rows"
         figure = bars(evaluations, title)
-        figure.savefig(output / f"{number}-{task}.png", dpi=110)
+        figures[f"{number}-{task}.png"] = figure
         tables = [number_table(evaluations)]
         tables += [difference_table(evaluations)] if len(evaluations) > 1 and evaluations[0].values else []
         text = "Intervals of 95 %, by a bootstrap over samples, of numbers that are means over them."
         sections.append((title, text, [*tables, figure]))
+    output.mkdir(parents=True, exist_ok=True)  # when all is compared
+    for name, figure in figures.items():
+        figure.savefig(output / name, dpi=110)
     write_report(output / "report.html", "Evaluations", sections)
     return write_tables(output, sections)
 

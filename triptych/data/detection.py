@@ -15,6 +15,7 @@ from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from triptych.data.emoji_scenes import load_emoji_scenes, scene_concepts
+from triptych.data.media_folder import MediaFolder
 from triptych.data.pictures import decode_image, orientation_of
 from triptych.data.splits import load_splits, read_split
 
@@ -77,14 +78,11 @@ def _coco_rows(
                 raise ValueError(f"{problems[0]} `on_bad_row='skip'` leaves such annotations out.") from None
     if problems:
         logger.warning(f"{len(problems)} annotations of {path} were left out. The first: {problems[0]}")
-    below: dict[str, Path] = {}
+    pictures = MediaFolder(Path(folder))
     for image in annotations["images"]:
         # LVIS names no file but a URL, whose last two parts are COCO's folder and file
         name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
-        file = Path(folder) / name
-        if not file.exists():
-            below = below or {path.name: path for path in sorted(Path(folder).rglob("*.*"))}
-            file = below.get(Path(name).name, file)
+        file = pictures.find(name, Path(name).name)
         entries = [entry for entry in objects[image["id"]] if min(entry["bbox"][2:]) > 0]
         yield {
             "image": {"path": str(file), "bytes": None},

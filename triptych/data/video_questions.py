@@ -10,15 +10,13 @@ import datasets
 from datasets import DatasetDict, Features, Value
 
 from triptych.data.easy_vqa import QUESTION_FEATURES
+from triptych.data.media_folder import CLIPS, MediaFolder
 from triptych.data.questions import QuestionRows
-
-
-_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
 
 
 def read_video_questions(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     """Rows of `<split>_qa.json`, as of [`load_video_questions`], which describes the folder."""
-    files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES}
+    clips = MediaFolder(folder, CLIPS)
     mapping = folder / "youtube_mapping.txt"  # of MSVD: a file's name and its `vid<number>` per line
     lines = mapping.read_text().splitlines() if mapping.exists() else []
     youtube = {number: name for name, number in map(str.split, filter(str.strip, lines))}
@@ -26,13 +24,8 @@ def read_video_questions(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     for entry in json.loads(path.read_text(encoding="utf-8")):
         number = entry["video_id"]
         names = [f"video{number}", f"vid{number}", str(number), youtube.get(f"vid{number}", "")]
-        found = next((files[name] for name in names if name in files), None)
-        if found is None:
-            raise ValueError(
-                f"There is no video {names[0]} or {names[1]} below {folder}, which {path.name} asks about."
-            )
         yield {
-            "video": str(found),
+            "video": str(clips.find(*filter(None, names))),
             "question": entry["question"],
             "answers": [entry["answer"]],
             "answer_type": entry["question"].split(maxsplit=1)[0].lower(),

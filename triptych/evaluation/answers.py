@@ -35,7 +35,7 @@ def answer_questions(
         `list[str]`: One answer per row, in order, on every process.
     """
     answerer: Any = accelerator.unwrap_model(model)
-    generator = Generator(answerer, processor)
+    generator = Generator(answerer, processor, accelerator.device)
 
     def answer(rows: list[dict[str, Any]]) -> list[str]:
         with accelerator.autocast():

@@ -78,7 +78,7 @@ def generate_captions(
         `list[tuple[str, str]]`: Generated and true caption of every readable pair, in order, on every process.
     """
     captioner: Any = accelerator.unwrap_model(model)
-    generator = Generator(captioner, processor)
+    generator = Generator(captioner, processor, accelerator.device)
 
     @_of_readable
     def caption(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -156,7 +156,7 @@ def score_pairs(
             batch = slice(start, start + batch_size)
             contrastive[batch] = captioner.contrastive_losses(images[batch].to(device), texts[batch].to(device)).cpu()
     return {
-        "contrastive_loss": contrastive.numpy(),
+        "contrastive_loss": contrastive.double().numpy(),
         "caption_loss": np.array(caption_losses),
         "num_tokens": np.array(num_tokens),
         **retrieval_ranks(images, texts, captions),

@@ -16,15 +16,16 @@ class Generator:
     Args:
         model (`PreTrainedModel`): With `generate`, in eval mode.
         processor (`ProcessorMixin`): Of the model.
+        device (*optional*): Where it computes, if its weights are kept elsewhere, as a training's may be. Default: where they are.
 
     Raises:
         ValueError: If the model does not generate.
     """
 
-    def __init__(self, model: Any, processor: ProcessorMixin):
+    def __init__(self, model: Any, processor: ProcessorMixin, device: torch.device | None = None):
         if not (hasattr(model, "generate") and model.can_generate()):
             raise ValueError(f"A {model.config.model_type} ({type(model).__name__}) writes no text.")
-        self.model = model
+        self.model, self.device = model, device or model.device
         self.processor: Any = processor
         self.chats = getattr(processor, "chat_template", None) is not None
         self.reads_questions = self.chats or hasattr(processor, "question_template")
@@ -96,7 +97,7 @@ class Generator:
                 images=[row["image"] for row in rows], text=captions, padding=True, return_tensors="pt"
             )
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        batch = batch.to(self.model.device).to(self.model.dtype)
+        batch = batch.to(self.device).to(self.model.dtype)
         kept = {} if self.chats else {"skip_logits": False}
         logits = self.model(**batch, **kept).logits[:, :-1].float()  # (rows, tokens - 1, vocabulary)
         targets = batch["labels"][:, 1:]
@@ -109,7 +110,7 @@ class Generator:
 
     @torch.no_grad()
     def _generate(self, batch: Any, options: dict[str, Any]) -> torch.Tensor:
-        batch = batch.to(self.model.device).to(self.model.dtype)  # the pixels; ids stay whole numbers
+        batch = batch.to(self.device).to(self.model.dtype)  # the pixels; ids stay whole numbers
         room = getattr(self.model.config, "max_position_embeddings", None)
         if room is not None and options.get("max_new_tokens") is not None:
             # Benchmarks ask for more than a small context holds.

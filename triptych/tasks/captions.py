@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from triptych.data.media_folder import CLIPS, MediaFolder
 from triptych.data.rows import several_texts
 from triptych.data.splits import read_split
 from triptych.evaluation.caption_scores import score_texts
 from triptych.evaluation.generator import Generator
 from triptych.tasks.layouts import (
-    CLIPS,
     IMAGE_COLUMNS,
-    MediaFolder,
     VisualRows,
     field,
     find_column,
@@ -22,6 +21,8 @@ from triptych.tasks.layouts import (
     read_json,
     read_tars,
     read_texts,
+    refuse_columns,
+    stored_image,
 )
 
 
@@ -50,7 +51,9 @@ def karpathy_rows(path: Path, split: str, folder: Path, most: int | None = None)
     pictures = MediaFolder(folder)
     return [
         {
-            "image": pictures.image(str(Path(image.get("filepath", "")) / image["filename"]), image["filename"]),
+            "image": stored_image(
+                pictures.find(str(Path(image.get("filepath", "")) / image["filename"]), image["filename"])
+            ),
             "captions": [sentence["raw"].strip() for sentence in image["sentences"]][:most],
         }
         for image in found
@@ -67,7 +70,10 @@ def _coco_rows(path: Path, folder: Path) -> Iterator[dict[str, Any]]:
     for image in content["images"]:
         if not captions[image["id"]]:
             raise ValueError(f"{path} has no caption for image {image['id']}.")
-        row = {"image": pictures.image(field(image, "file_name", path)), "captions": captions[image["id"]]}
+        row = {
+            "image": stored_image(pictures.find(field(image, "file_name", path))),
+            "captions": captions[image["id"]],
+        }
         yield {**row, "group": image["domain"]} if "domain" in image else row
 
 
@@ -121,18 +127,26 @@ def read_captions(
         ValueError: If a file, picture, split or column is missing.
     """
     folder = Path(source)
-    if folder.is_dir():
-        if path := find_file(folder, [f"dataset_{name}.json" for name in ("coco", "flickr30k", "flickr8k")]):
-            return VisualRows(karpathy_rows(path, split, folder, most))
-        if path := find_file(folder, [f"captions_{split}*.json", f"nocaps_{split}*.json"]):
-            return VisualRows(list(_coco_rows(path, folder)))
-        if path := find_file(folder, ["*videodatainfo*.json"]):
-            return VisualRows(list(_clip_rows(path, split, folder)))
-        if any(folder.rglob("captions_*.json")) or any(folder.rglob("nocaps_*.json")):
-            raise ValueError(
-                f"There is no captions_{split}*.json or nocaps_{split}*.json below {folder}; is it another `split`?"
-            )
-    return VisualRows(_table_rows(source, split, image_column, caption_column))
+    rows = _folder_rows(folder, split, most) if folder.is_dir() else None
+    if rows is None:
+        return VisualRows(_table_rows(source, split, image_column, caption_column))
+    refuse_columns(folder, image_column=image_column, caption_column=caption_column)
+    return VisualRows(rows)
+
+
+def _folder_rows(folder: Path, split: str, most: int | None) -> list[dict[str, Any]] | None:
+    """The rows of a folder in a benchmark's own layout, or nothing if it is in none."""
+    if path := find_file(folder, [f"dataset_{name}.json" for name in ("coco", "flickr30k", "flickr8k")]):
+        return karpathy_rows(path, split, folder, most)
+    if path := find_file(folder, [f"captions_{split}*.json", f"nocaps_{split}*.json"]):
+        return list(_coco_rows(path, folder))
+    if path := find_file(folder, ["*videodatainfo*.json"]):
+        return list(_clip_rows(path, split, folder))
+    if any(folder.rglob("captions_*.json")) or any(folder.rglob("nocaps_*.json")):
+        raise ValueError(
+            f"There is no captions_{split}*.json or nocaps_{split}*.json below {folder}; is it another `split`?"
+        )
+    return None
 
 
 class Captions:

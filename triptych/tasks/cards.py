@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard
-from huggingface_hub import eval_result_entries_to_yaml as to_entries
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 
 from triptych.files import write_whole
 
@@ -71,7 +70,7 @@ def write_to_repository(results: dict[str, Any], folder: Path, dataset_id: str |
     ]
     target = folder / FOLDER / f"{dataset_id.replace('/', '--')}-{results['task']}.yaml"
     target.parent.mkdir(exist_ok=True)
-    write_whole(target, yaml.safe_dump(to_entries(entries), sort_keys=False))
+    write_whole(target, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
     return [path, target]
 
 

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from triptych.data.media_folder import MediaFolder
 from triptych.data.rows import several_texts
 from triptych.data.splits import read_split
 from triptych.evaluation.generator import Generator
 from triptych.tasks.layouts import (
     IMAGE_COLUMNS,
-    MediaFolder,
     VisualRows,
     field,
     find_column,
     find_file,
     read_json,
+    refuse_columns,
+    stored_image,
 )
 
 
@@ -43,7 +45,7 @@ def _science_rows(folder: Path, problems: Path, split: str) -> Iterator[dict[str
         if found is None:
             raise ValueError(f"There is no picture {places[0]} of question {number}.")
         yield {
-            "image": {"path": str(found), "bytes": None},
+            "image": stored_image(found),
             "question": problem["question"],
             "hint": problem.get("hint"),
             "choices": list(problem["choices"]),
@@ -85,7 +87,7 @@ def _seed_rows(path: Path, folder: Path) -> Iterator[dict[str, Any]]:
         if question.get("data_type", "image") != "image":
             continue
         yield {
-            "image": pictures.image(field(question, "data_id", path)),
+            "image": stored_image(pictures.find(field(question, "data_id", path))),
             "question": field(question, "question", path),
             "choices": [question[f"choice_{letter}"] for letter in "abcd"],
             "answer": LETTERS.index(field(question, "answer", path)),
@@ -166,10 +168,13 @@ class Choices:
             elif path := find_file(folder, [f"*{split.upper()}*.tsv", f"*{split}*.tsv"]):
                 rows = list(_mmbench_rows(path))
             elif path := find_file(folder, ["SEED-Bench*.json"]):
+                if split != "test":
+                    raise ValueError(f"{path} has no splits; `split` {split!r} means nothing.")
                 rows = list(_seed_rows(path, folder))
             elif tables := sorted(path.name for path in folder.rglob("*.tsv")):
                 raise ValueError(f"{folder} has no table of `split` {split!r}, only {', '.join(tables[:5])}.")
         if rows is not None:
+            refuse_columns(folder, image_column=image_column)
             self.rows = VisualRows(rows)
         else:
             data = read_split(source, split)

@@ -12,8 +12,6 @@ from triptych.data.pictures import decode_image
 from triptych.data.shards import TAR_ENDINGS
 
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
-CLIPS = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
 IMAGE_COLUMNS = ("image", "img", *TAR_ENDINGS["image"])
 
 
@@ -106,38 +104,20 @@ def field(entry: dict[str, Any], name: str, path: Path) -> Any:
     return entry[name]
 
 
-class MediaFolder:
-    """Pictures or clips anywhere below a folder, by name.
+def stored_image(path: Path) -> dict[str, Any]:
+    """A picture as `datasets` stores it in a row."""
+    return {"path": str(path), "bytes": None}
 
-    Args:
-        folder (`Path`): To look through, once.
-        endings (`set[str]`): Of the files' names.
+
+def refuse_columns(source: Path, **columns: str | None) -> None:
+    """Refuse names of columns for data that have none.
+
+    Raises:
+        ValueError: If one is given.
     """
-
-    def __init__(self, folder: Path, endings: set[str] = PICTURES):
-        self.folder, self.endings = folder, endings
-        self.files: dict[str, Path] = {}
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in endings:
-                self.files.setdefault(path.name, path)
-                self.files.setdefault(path.stem, path)
-
-    def find(self, *names: str) -> Path:
-        """The file with one of some names, with or without its ending; a name may hold folders.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        for name in names:
-            exact = self.folder / name
-            found = exact if exact.is_file() else self.files.get(Path(name).name)
-            if found is not None:
-                return found
-        raise ValueError(f"There is no {' or '.join(names)} below {self.folder}.")
-
-    def image(self, *names: str) -> dict[str, Any]:
-        """[`find`], as pictures are stored in rows."""
-        return {"path": str(self.find(*names)), "bytes": None}
+    for name, value in columns.items():
+        if value is not None:
+            raise ValueError(f"`{name}` {value!r} is for tables; {source} is read by its annotation files.")
 
 
 def read_tars(folder: Path, split: str) -> datasets.Dataset:
@@ -181,5 +161,5 @@ def read_texts(values: Iterable[Any], reader: Callable[[Any], Any], column: str)
 
 
 __all__ = [
-    "CLIPS", "IMAGE_COLUMNS", "PICTURES", "MediaFolder", "VisualRows", "field", "find_column", "find_file", "read_json", "read_tars", "read_texts",
+    "IMAGE_COLUMNS", "VisualRows", "field", "find_column", "find_file", "read_json", "read_tars", "read_texts", "refuse_columns", "stored_image",
 ]  # fmt: skip

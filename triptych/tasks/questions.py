@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from triptych.data.media_folder import MediaFolder
 from triptych.data.questions import answer_type_of, most_common_answer
 from triptych.data.rows import one_text, several_texts
 from triptych.data.splits import read_split
@@ -18,13 +19,14 @@ from triptych.evaluation.vqa_accuracy import answer_accuracy
 from triptych.evaluation.yes_no_f1 import YesNoF1, means_yes
 from triptych.tasks.layouts import (
     IMAGE_COLUMNS,
-    MediaFolder,
     VisualRows,
     field,
     find_column,
     find_file,
     read_json,
     read_texts,
+    refuse_columns,
+    stored_image,
 )
 
 
@@ -40,7 +42,7 @@ def _vqa_rows(questions: Path, annotations: Path, split: str, folder: Path) -> I
         if number not in answers:
             raise ValueError(f"{annotations} has no answer to question {number} of {questions.name}.")
         yield {
-            "image": pictures.image(f"COCO_{split}2014_{image:012d}", f"{image:012d}", str(image)),
+            "image": stored_image(pictures.find(f"COCO_{split}2014_{image:012d}", f"{image:012d}", str(image))),
             "question": field(question, "question", questions),
             "answers": several_texts(field(answers[number], "answers", annotations)),
             "answer_type": answers[number].get("answer_type"),
@@ -53,7 +55,7 @@ def _gqa_rows(path: Path, folder: Path) -> Iterator[dict[str, Any]]:
     for question in read_json(path).values():
         types = question.get("types", {})
         yield {
-            "image": pictures.image(str(field(question, "imageId", path))),
+            "image": stored_image(pictures.find(str(field(question, "imageId", path)))),
             "question": field(question, "question", path),
             "answers": [field(question, "answer", path)],
             "answer_type": types.get("structural"),
@@ -66,7 +68,7 @@ def _list_rows(path: Path, entries: Sequence[dict[str, Any]], folder: Path) -> I
     for entry in entries:
         image = entry.get("image") or field(entry, "image_id", path)
         yield {
-            "image": pictures.image(str(image)),
+            "image": stored_image(pictures.find(str(image))),
             "question": field(entry, "question", path),
             "answers": several_texts(field(entry, "answers", path)),
             "answer_type": entry.get("answer_type"),
@@ -97,12 +99,12 @@ def _folder_rows(folder: Path, split: str) -> list[dict[str, Any]] | None:
 
 
 def _table_rows(
-    source: str, split: str, image_column: str | None, question_column: str, answer_column: str | None
+    source: str, split: str, image_column: str | None, question_column: str | None, answer_column: str | None
 ) -> Any:
     data = read_split(source, split)
     columns = data.column_names
     image_column = find_column(image_column, IMAGE_COLUMNS, columns, "image_column", source)
-    question_column = find_column(question_column, (), columns, "question_column", source)
+    question_column = find_column(question_column, ("question",), columns, "question_column", source)
     answer_column = find_column(answer_column, ("answers", "answer", "label"), columns, "answer_column", source)
     questions = read_texts(data[question_column], one_text, question_column)
     answers = read_texts(data[answer_column], several_texts, answer_column)
@@ -136,18 +138,29 @@ class Questions:
         source: str,
         split: str = "test",
         image_column: str | None = None,
-        question_column: str = "question",
+        question_column: str | None = None,
         answer_column: str | None = None,
         prompt: str | None = None,
         max_new_tokens: int = 16,
     ):
         if prompt is not None and prompt.count("{}") != 1:
             raise ValueError(f"`prompt` is {prompt!r}; expected one {{}} for the question.")
-        rows = _folder_rows(Path(source), split) if Path(source).is_dir() else None
+        folder = Path(source)
+        rows: Any = self._folder_rows(folder, split) if folder.is_dir() else None
         if rows is None:
             rows = _table_rows(source, split, image_column, question_column, answer_column)
+        else:
+            columns = {
+                "image_column": image_column,
+                "question_column": question_column,
+                "answer_column": answer_column,
+            }
+            refuse_columns(folder, **columns)
         self.rows = VisualRows(rows)
         self.prompt, self.max_new_tokens = prompt or "{}", max_new_tokens
+
+    def _folder_rows(self, folder: Path, split: str) -> list[dict[str, Any]] | None:
+        return _folder_rows(folder, split)
 
     def predict(self, generator: Generator, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Of every question the answer, the true ones, and its kind."""
@@ -194,7 +207,7 @@ def _pope_rows(path: Path, folder: Path) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}, is no JSON: {error}") from error
         text = entry.get("text") or field(entry, "question", path)
         yield {
-            "image": pictures.image(field(entry, "image", path)),
+            "image": stored_image(pictures.find(field(entry, "image", path))),
             "question": text,
             "answers": [field(entry, "label", path)],
         }
@@ -209,18 +222,15 @@ class YesNo(Questions):
 
     name = "yes-no"
 
-    def __init__(self, source: str, split: str = "test", prompt: str | None = None, **options: Any):
-        path = (
-            find_file(Path(source), [f"*pope_{split}.json", f"*pope_{split}.jsonl"]) if Path(source).is_dir() else None
-        )
-        if path is None:
-            super().__init__(source, split, prompt=prompt, **options)
-        else:
-            self.rows = VisualRows(list(_pope_rows(path, Path(source))))
-            self.prompt, self.max_new_tokens = prompt or "{}", options.get("max_new_tokens", 16)
+    def __init__(self, source: str, split: str = "test", **options: Any):
+        super().__init__(source, split, **options)
         for row, answers in enumerate(self.rows.column("answers")):
             if [answer.strip().lower() for answer in answers] not in (["yes"], ["no"]):
                 raise ValueError(f"The answer of row {row} is {answers}; expected yes or no.")
+
+    def _folder_rows(self, folder: Path, split: str) -> list[dict[str, Any]] | None:
+        path = find_file(folder, [f"*pope_{split}.json", f"*pope_{split}.jsonl"])
+        return super()._folder_rows(folder, split) if path is None else list(_pope_rows(path, folder))
 
     def score(self, samples: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """`accuracy`, `precision`, `recall`, `f1` and `yes_ratio`, and F1 of every kind."""
